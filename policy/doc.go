@@ -1,0 +1,29 @@
+// Package policy compiles Kubernetes NetworkPolicies for one node into a
+// Ruleset: a plain value that describes two nftables tables, `ip selvage` and
+// `ip6 selvage`, completely.
+//
+// The package is pure. It performs no I/O, reads no clock, logs nothing and
+// keeps no globals: what comes out is a function of what went in. Package
+// policy/nft turns the value into netlink messages; policy/trace walks packets
+// through it; policy/oracle says independently what the verdict should be.
+//
+// Directions are always the pod's: ingress is traffic to the pod, egress is
+// traffic from it.
+//
+// # How a packet is judged
+//
+// A packet of a flow that was judged under the rules in force is accepted by
+// the first rule of `forward`: conntrack knows it, and its mark carries the
+// current generation. Every other packet is judged by the addresses of the
+// flow it belongs to, taken from conntrack, so that both directions of a flow
+// get the same answer, after DNAT and before SNAT: `ct original saddr` is the
+// pod that opened the connection, `ct reply saddr` the pod that really serves
+// it. Each is looked up once in a verdict map that leads to the chain of that
+// pod's signature; whoever may pass returns to `forward`, which stamps the
+// generation.
+//
+// The stamp is a rule of `forward` itself and not of a chain of its own on
+// purpose: the kernel exchanges the rules of each chain separately (see
+// nf_tables_commit_chain in net/netfilter/nf_tables_api.c), and a packet on its
+// way must not be judged by the old rules and stamped with the new generation.
+package policy
