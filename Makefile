@@ -1,0 +1,87 @@
+# Selvage. `make help` lists the targets; nothing here needs more than Go, make
+# and, for what touches the kernel, root.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# nft, ip and conntrack live in sbin, which is not in everybody's PATH.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+# The two modules are never a workspace: each must build by its own go.mod.
+export GOWORK := off
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := $(CURDIR)/.cache/golangci-lint-$(GOLANGCI_VERSION)
+
+# Extra flags for every `go test`, e.g. GOTESTFLAGS=-v.
+GOTESTFLAGS ?=
+# How long each fuzz target runs.
+FUZZTIME ?= 10s
+# How many random cases `make verify` tries: on the tracer, and with packets.
+VERIFY_CHECKS ?= 1000000
+VERIFY_PACKETS ?= 10000
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the static binary bin/selvage
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
+		-ldflags '-s -w -X main.version=$(VERSION)' -o bin/selvage ./cmd/selvage
+
+.PHONY: deps
+deps: ## install the tools that the tests use (Debian, root; nothing if they are there)
+	@.ci/install nft:nftables ip:iproute2 conntrack:conntrack
+
+.PHONY: test
+test: deps ## run all tests of both modules
+	$(GO) test -timeout 20m $(GOTESTFLAGS) ./...
+	cd e2e && $(GO) test -timeout 20m $(GOTESTFLAGS) ./...
+
+.PHONY: test-race
+test-race: deps ## run the product's tests under the race detector (needs a C compiler)
+	@.ci/install gcc:gcc
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m $(GOTESTFLAGS) ./...
+
+.PHONY: lint
+lint: $(GOLANGCI) ## check format, vet and golangci-lint in both modules
+	@files=$$(gofmt -l cmd e2e informer metrics policy); \
+	if [[ -n $$files ]]; then echo "not formatted by gofmt:" $$files >&2; exit 1; fi
+	$(GO) vet ./...
+	cd e2e && $(GO) vet ./...
+	$(GOLANGCI) run ./...
+	cd e2e && $(GOLANGCI) run --config ../.golangci.yml ./...
+
+$(GOLANGCI):
+	@echo "building golangci-lint $(GOLANGCI_VERSION); this takes some minutes, once"
+	mkdir -p $(@D)/bin
+	CGO_ENABLED=0 GOFLAGS=-trimpath GOBIN=$(@D)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv $(@D)/bin/golangci-lint $@
+
+.PHONY: demo
+demo: deps build ## build a two-node world of network namespaces and walk the story of policy in it
+	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/demo ./cmd/demo
+	bin/demo
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME
+	@GO='$(GO)' .ci/fuzz $(FUZZTIME) . e2e
+
+.PHONY: verify
+verify: deps ## a million random checks on the tracer and ten thousand in the kernel
+	SELVAGE_CHECKS=$(VERIFY_CHECKS) $(GO) test -timeout 6h -count=1 -v ./policy
+	cd e2e && SELVAGE_CHECKS=$(VERIFY_PACKETS) $(GO) test -timeout 6h -count=1 -v ./kernel
+
+.PHONY: bench-policy
+bench-policy: deps ## measure the policy data plane beside its baselines
+	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/bench-policy ./cmd/bench-policy
+	bin/bench-policy
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .cache
