@@ -1,0 +1,114 @@
+package metrics
+
+import (
+	"flag"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// scene records one of everything.
+func scene() *Metrics {
+	m := New("v1.2.3")
+	m.SetConnected("pods", true)
+	m.SetConnected("networkpolicies", false)
+	m.SetObjects("pods", 15000)
+	m.SetObjects("networkpolicies", 1000)
+	m.SetInvalidPolicies(2)
+	m.ManifestRefused()
+	m.ReclaimFailed()
+	m.SetBridges([]Bridge{{Name: "gone"}}, true)
+	m.SetBridges([]Bridge{{Name: "cni0", Covered: true}, {Name: "br1"}}, true)
+	m.SyncFailed(ReasonBuffer, 3*time.Millisecond)
+	m.SyncFailed(ReasonRefused, 30*time.Millisecond)
+	m.Synced(Sync{
+		Duration:   700 * time.Microsecond,
+		Latencies:  []time.Duration{90 * time.Microsecond, time.Millisecond, 20 * time.Second},
+		Batches:    3,
+		Messages:   41,
+		Generation: 7,
+		Tightened:  true,
+		Repaired:   true,
+		At:         time.UnixMilli(1_800_000_000_500),
+	})
+	return m
+}
+
+// TestGolden compares what Prometheus gets to see, but for the runtime's own
+// numbers, with testdata/metrics.txt. -update writes it.
+func TestGolden(t *testing.T) {
+	m := scene()
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != 200 {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	var got strings.Builder
+	for line := range strings.Lines(w.Body.String()) {
+		name := strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE ")
+		if strings.HasPrefix(name, "selvage_") && !strings.HasPrefix(name, "selvage_build_info{") {
+			got.WriteString(line)
+		}
+	}
+	golden := filepath.Join("testdata", "metrics.txt")
+	if *update {
+		if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+		t.Errorf("metrics differ from %s (-want +got):\n%s", golden, diff)
+	}
+	if !strings.Contains(w.Body.String(), `selvage_build_info{goversion="go`) {
+		t.Error("no build info")
+	}
+	for _, name := range []string{"go_goroutines", "process_resident_memory_bytes", "promhttp_metric_handler_requests_total"} {
+		if !strings.Contains(w.Body.String(), "\n"+name) {
+			t.Errorf("no %s", name)
+		}
+	}
+}
+
+// TestLint applies Prometheus' own rules for names and help texts.
+func TestLint(t *testing.T) {
+	problems, err := testutil.GatherAndLint(scene().Gatherer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// TestInSync follows the gauge that an alert would watch.
+func TestInSync(t *testing.T) {
+	m := New("")
+	for _, step := range []struct {
+		name string
+		do   func()
+		want float64
+	}{
+		{"at start", func() {}, 0},
+		{"after a sync", func() { m.Synced(Sync{}) }, 1},
+		{"after a failure", func() { m.SyncFailed(ReasonOther, 0) }, 0},
+		{"after the next sync", func() { m.Synced(Sync{}) }, 1},
+	} {
+		step.do()
+		if got := testutil.ToFloat64(m.inSync); got != step.want {
+			t.Errorf("%s: in sync %v, want %v", step.name, got, step.want)
+		}
+	}
+}
