@@ -1,0 +1,227 @@
+package informer
+
+import (
+	"fmt"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/selvage-net/selvage/policy"
+)
+
+// PodFrom returns what policy needs to know of a pod.
+func PodFrom(p *corev1.Pod) *policy.Pod { return (*interner)(nil).pod(p) }
+
+// NamespaceFrom returns what policy needs to know of a namespace.
+func NamespaceFrom(n *corev1.Namespace) *policy.Namespace { return (*interner)(nil).namespace(n) }
+
+// NodeFrom returns what policy needs to know of a node.
+func NodeFrom(n *corev1.Node) *policy.Node { return (*interner)(nil).node(n) }
+
+// NetworkPolicyFrom returns a copy of np that has no metadata but its identity.
+// The parts of its spec may be shared with np and with other policies: nothing
+// in it may be changed.
+func NetworkPolicyFrom(np *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
+	return (*interner)(nil).networkPolicy(np)
+}
+
+// trim is the transform of all informers. client-go may hand it what it has
+// returned before: of a policy that is seen by its metadata, the others are
+// of another type.
+func (in *interner) trim(object any) (any, error) {
+	switch o := object.(type) {
+	case *corev1.Pod:
+		return in.pod(o), nil
+	case *corev1.Namespace:
+		return in.namespace(o), nil
+	case *corev1.Node:
+		return in.node(o), nil
+	case *networkingv1.NetworkPolicy:
+		return in.networkPolicy(o), nil
+	case *policy.Pod, *policy.Namespace, *policy.Node:
+		return o, nil
+	}
+	return nil, fmt.Errorf("an object of type %T was not asked for", object)
+}
+
+// meta returns what identifies an object.
+func (in *interner) meta(o metav1.Object) policy.Meta {
+	return policy.Meta{
+		Namespace:       in.string(o.GetNamespace()),
+		Name:            o.GetName(),
+		UID:             o.GetUID(),
+		ResourceVersion: o.GetResourceVersion(),
+	}
+}
+
+func (in *interner) pod(p *corev1.Pod) *policy.Pod {
+	return &policy.Pod{
+		Meta:        in.meta(p),
+		Node:        in.string(p.Spec.NodeName),
+		Labels:      in.labelsOf(p.Labels),
+		Addrs:       podAddrs(&p.Status),
+		Ports:       in.portsOf(namedPorts(&p.Spec)),
+		Created:     created(p),
+		HostNetwork: p.Spec.HostNetwork,
+		Finished:    p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+	}
+}
+
+// created returns 0 for a pod that does not say: the zero time is far before
+// 1970.
+func created(p *corev1.Pod) int64 {
+	if p.CreationTimestamp.IsZero() {
+		return 0
+	}
+	return p.CreationTimestamp.Unix()
+}
+
+// podAddrs returns at most one address of each family, the first.
+func podAddrs(s *corev1.PodStatus) []netip.Addr {
+	var first [2]netip.Addr
+	n := 0
+	add := func(text string) {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return
+		}
+		a = a.Unmap().WithZone("")
+		if f := policy.FamilyOf(a); !first[f].IsValid() {
+			first[f] = a
+			n++
+		}
+	}
+	for _, ip := range s.PodIPs {
+		add(ip.IP)
+	}
+	if n == 0 {
+		add(s.PodIP)
+	}
+	if n == 0 {
+		return nil
+	}
+	addrs := make([]netip.Addr, 0, n)
+	for _, a := range first {
+		if a.IsValid() {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+// namedPorts returns the named ports of all containers that run as long as the
+// pod does: the ordinary ones, and the init containers that are restarted
+// always (sidecars).
+func namedPorts(s *corev1.PodSpec) []policy.NamedPort {
+	n := 0
+	eachPort(s, func(corev1.ContainerPort) { n++ })
+	if n == 0 {
+		return nil
+	}
+	ports := make([]policy.NamedPort, 0, n)
+	eachPort(s, func(p corev1.ContainerPort) {
+		if protocol, ok := protocolFrom(p.Protocol); ok && p.ContainerPort > 0 && p.ContainerPort <= 65535 {
+			ports = append(ports, policy.NamedPort{Name: p.Name, Protocol: protocol, Port: uint16(p.ContainerPort)})
+		}
+	})
+	return ports
+}
+
+func eachPort(s *corev1.PodSpec, yield func(corev1.ContainerPort)) {
+	for i := range s.InitContainers {
+		c := &s.InitContainers[i]
+		if c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+			continue
+		}
+		eachNamed(c, yield)
+	}
+	for i := range s.Containers {
+		eachNamed(&s.Containers[i], yield)
+	}
+}
+
+func eachNamed(c *corev1.Container, yield func(corev1.ContainerPort)) {
+	for _, p := range c.Ports {
+		if p.Name != "" {
+			yield(p)
+		}
+	}
+}
+
+func protocolFrom(p corev1.Protocol) (policy.Protocol, bool) {
+	switch p {
+	case "", corev1.ProtocolTCP:
+		return policy.TCP, true
+	case corev1.ProtocolUDP:
+		return policy.UDP, true
+	case corev1.ProtocolSCTP:
+		return policy.SCTP, true
+	}
+	return 0, false
+}
+
+func (in *interner) namespace(n *corev1.Namespace) *policy.Namespace {
+	return &policy.Namespace{Meta: in.meta(n), Labels: in.labelsOf(n.Labels)}
+}
+
+func (in *interner) node(n *corev1.Node) *policy.Node {
+	cidrs := n.Spec.PodCIDRs
+	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
+		cidrs = []string{n.Spec.PodCIDR}
+	}
+	node := &policy.Node{Meta: in.meta(n)}
+	// The names of nodes are what pods refer to.
+	node.Name = in.string(node.Name)
+	for _, s := range cidrs {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			node.PodCIDRs = append(node.PodCIDRs, p.Masked())
+		}
+	}
+	return node
+}
+
+func (in *interner) networkPolicy(np *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
+	m := in.meta(np)
+	// A pointer into np would keep all of it alive.
+	pods := np.Spec.PodSelector
+	t := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion,
+		},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: *in.selector(&pods),
+			PolicyTypes: np.Spec.PolicyTypes,
+		},
+	}
+	// nil and empty are not the same here: nil is a direction without rules.
+	if np.Spec.Ingress != nil {
+		t.Spec.Ingress = make([]networkingv1.NetworkPolicyIngressRule, len(np.Spec.Ingress))
+	}
+	for i, r := range np.Spec.Ingress {
+		t.Spec.Ingress[i] = networkingv1.NetworkPolicyIngressRule{Ports: r.Ports, From: in.peers(r.From)}
+	}
+	if np.Spec.Egress != nil {
+		t.Spec.Egress = make([]networkingv1.NetworkPolicyEgressRule, len(np.Spec.Egress))
+	}
+	for i, r := range np.Spec.Egress {
+		t.Spec.Egress[i] = networkingv1.NetworkPolicyEgressRule{Ports: r.Ports, To: in.peers(r.To)}
+	}
+	return t
+}
+
+func (in *interner) peers(peers []networkingv1.NetworkPolicyPeer) []networkingv1.NetworkPolicyPeer {
+	if peers == nil {
+		return nil
+	}
+	shared := make([]networkingv1.NetworkPolicyPeer, len(peers))
+	for i, p := range peers {
+		shared[i] = networkingv1.NetworkPolicyPeer{
+			PodSelector:       in.selector(p.PodSelector),
+			NamespaceSelector: in.selector(p.NamespaceSelector),
+			IPBlock:           p.IPBlock,
+		}
+	}
+	return shared
+}
