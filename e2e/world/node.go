@@ -38,6 +38,9 @@ type NodeOptions struct {
 	// PodCIDRs are the node's own ranges of pod addresses; without any, the
 	// node is a mere host on the underlay.
 	PodCIDRs []netip.Prefix
+	// Addrs are the node's IPv4 and IPv6 address on the underlay. Without any
+	// it gets the next ones of 172.31.0.0/24 and fd31::/64.
+	Addrs []netip.Addr
 	// Filtering is for the bridge of the node's pods.
 	Filtering BridgeFiltering
 }
@@ -53,6 +56,7 @@ type Node struct {
 	world *World
 	mu    sync.Mutex
 	pods  []*Pod
+	extra []netip.Addr
 }
 
 // AddNode adds a node, and routes between it and all others.
@@ -64,7 +68,10 @@ func (w *World) AddNode(o NodeOptions) (*Node, error) {
 	i := len(w.nodes) + 10
 	n := &Node{
 		Namespace: ns, Name: o.Name, PodCIDRs: slices.Clone(o.PodCIDRs), world: w,
-		Addrs: []netip.Addr{nth(underlay4, i), nth(underlay6, i)},
+		Addrs: slices.Clone(o.Addrs),
+	}
+	if len(n.Addrs) == 0 {
+		n.Addrs = []netip.Addr{nth(underlay4, i), nth(underlay6, i)}
 	}
 	others := w.nodes
 	w.nodes = append(w.nodes, n)
@@ -82,11 +89,12 @@ func (n *Node) join(o NodeOptions, others []*Node) error {
 		n.Sysctl("net.bridge.bridge-nf-call-ip6tables=" + namespaceSwitch),
 		n.world.lan.addVeth(fmt.Sprintf("node%d", len(others)), n.Namespace, "lan0"),
 	}
-	for i, p := range []netip.Prefix{underlay4, underlay6} {
-		errs = append(errs, n.addAddr("eth0", netip.PrefixFrom(n.Addrs[i], p.Bits()), netlink.SCOPE_UNIVERSE),
+	for _, f := range policy.Families {
+		bits := []netip.Prefix{underlay4, underlay6}[f].Bits()
+		errs = append(errs, n.addAddr("eth0", netip.PrefixFrom(n.Addrs[f], bits), netlink.SCOPE_UNIVERSE),
 			// The virtual address of a Service is rewritten after routing, so
 			// that there must be some route for it.
-			n.addRoute(everything(n.Addrs[i]), "eth0", netip.Addr{}, n.Addrs[i]))
+			n.addRoute(everything(n.Addrs[f]), "eth0", netip.Addr{}, n.Addrs[f]))
 	}
 	if len(o.PodCIDRs) > 0 {
 		// A bridged pod looks for a routed one, whose address is of the same
@@ -130,6 +138,7 @@ func (n *Node) RouteVia(dst netip.Prefix, other *Node) error {
 
 // AddAddr gives the node one more address, on its loopback.
 func (n *Node) AddAddr(a netip.Addr) error {
+	n.extra = append(n.extra, a)
 	return n.addAddr("lo", single(a), netlink.SCOPE_UNIVERSE)
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -317,6 +318,51 @@ func TestSegment(t *testing.T) {
 		n, err := sink.Read(buf)
 		if err != nil || !bytes.HasSuffix(buf[:n], s.Marshal()) {
 			t.Errorf("%s: got % x (%v), want % x", f, buf[:n], err, s.Marshal())
+		}
+	}
+}
+
+func TestRulesetGeneration(t *testing.T) {
+	c := newCluster(t, world.FilterNamespace)
+	generation := func(n *world.Node) uint32 {
+		g, err := n.RulesetGeneration()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	before, other := generation(c.a), generation(c.b)
+	if err := c.a.NFT(t.Context(), "table ip t"); err != nil {
+		t.Fatal(err)
+	}
+	if after := generation(c.a); after != before+1 {
+		t.Errorf("generation %d after one transaction, %d before", after, before)
+	}
+	if after := generation(c.b); after != other {
+		t.Errorf("generation of another namespace %d, before %d", after, other)
+	}
+}
+
+func TestForwarders(t *testing.T) {
+	c := newCluster(t, world.FilterNamespace)
+	outside := c.outside.Addr(policy.IPv4)
+	for _, tc := range []struct {
+		name     string
+		src, dst netip.Addr
+		want     []*world.Node
+	}{
+		{"same node", c.bridged.Addr(policy.IPv4), c.routed.Addr(policy.IPv4), []*world.Node{c.a}},
+		{"across nodes", c.bridged.Addr(policy.IPv6), c.x.Addr(policy.IPv6), []*world.Node{c.a, c.b}},
+		{"itself", c.bridged.Addr(policy.IPv4), c.bridged.Addr(policy.IPv4), nil},
+		{"own node", c.bridged.Addr(policy.IPv4), c.a.Addr(policy.IPv4), nil},
+		{"node to its pod", c.a.Addr(policy.IPv4), c.bridged.Addr(policy.IPv4), nil},
+		{"node to another's pod", c.a.Addr(policy.IPv4), c.x.Addr(policy.IPv4), []*world.Node{c.b}},
+		{"pod to another node", c.bridged.Addr(policy.IPv4), c.b.Addr(policy.IPv4), []*world.Node{c.a}},
+		{"in", outside, c.x.Addr(policy.IPv4), []*world.Node{c.b}},
+		{"out", c.x.Addr(policy.IPv4), outside, []*world.Node{c.b}},
+	} {
+		if got := c.Forwarders(tc.src, tc.dst); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
 		}
 	}
 }
