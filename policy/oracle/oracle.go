@@ -163,15 +163,12 @@ func ingressAllowed(s policy.Snapshot, node string, p Packet) bool {
 // an ingress section) are assumed to affect ingress." An egress section that is
 // empty counts as none: on the wire the two cannot be told apart.
 //
-// validation: there are no other types than two, and no more than two of them.
-// design: a policy that says otherwise is taken to affect both directions.
+// validation: there are no other types than two. design: a policy that names
+// another one could have meant either, and is taken to affect both directions.
 func affects(np *networkingv1.NetworkPolicy, direction networkingv1.PolicyType) bool {
 	types := np.Spec.PolicyTypes
 	if len(types) == 0 {
 		return direction == networkingv1.PolicyTypeIngress || len(np.Spec.Egress) > 0
-	}
-	if len(types) > 2 {
-		return true
 	}
 	for _, t := range types {
 		if t != networkingv1.PolicyTypeIngress && t != networkingv1.PolicyTypeEgress {
