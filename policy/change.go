@@ -60,7 +60,3 @@ func (t *TableChange) empty() bool {
 	return len(t.AddSets)+len(t.AddChains)+len(t.SetChains)+len(t.Elements)+len(t.DelChains)+len(t.DelSets) == 0
 }
 
-// Diff returns what leads from the ruleset that is in force to the one that is
-// desired. It is pure. Every removal, every changed rule and every changed
-// verdict counts as tightening: what the difference means is not known here.
-func Diff(actual, desired *Ruleset) *Change { return &Change{} }

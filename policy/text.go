@@ -148,7 +148,7 @@ func (r *Rule) Text(f Family) string {
 		words = append(words, "counter")
 	}
 	if r.Stamp.Mask != 0 {
-		words = append(words, fmt.Sprintf("ct mark set ct mark & %#010x | %#010x", ^r.Stamp.Mask|r.Stamp.Value, r.Stamp.Value))
+		words = append(words, fmt.Sprintf("ct mark set ct mark & 0x%08x | 0x%08x", ^r.Stamp.Mask|r.Stamp.Value, r.Stamp.Value))
 	}
 	if r.Verdict.Kind != VerdictNone {
 		words = append(words, r.Verdict.text(f))
@@ -165,7 +165,7 @@ func (m *Match) text(f Family) string {
 	case OpBits:
 		return name + " " + stateNames(m.Value)
 	case OpMasked:
-		return fmt.Sprintf("%s & %#010x == %#010x", name, m.Arg, m.Value)
+		return fmt.Sprintf("%s & 0x%08x == 0x%08x", name, m.Arg, m.Value)
 	case OpRange:
 		return name + " " + m.Field.valueText(m.Value) + "-" + m.Field.valueText(m.Arg)
 	case OpPrefix:

@@ -1,0 +1,51 @@
+package nft
+
+import (
+	"net/netip"
+
+	"github.com/selvage-net/selvage/policy"
+)
+
+// sample returns a change that has one of everything that rulesets are made
+// of. It leads to nothing: it is for Check alone.
+func sample() *policy.Change {
+	c := &policy.Change{}
+	for _, f := range policy.Families {
+		c.Tables[f] = sampleTable(f)
+	}
+	return c
+}
+
+func sampleTable(f policy.Family) policy.TableChange {
+	addr := netip.IPv4Unspecified()
+	if f == policy.IPv6 {
+		addr = netip.IPv6Unspecified()
+	}
+	const target, hash, ranges, verdicts = "check", "check-hash", "check-interval", "check-verdicts"
+	key := policy.AddrKey(addr)
+	rules := []policy.Rule{
+		{Match: []policy.Match{
+			{Field: policy.FieldCtState, Op: policy.OpBits, Value: policy.StateEstablished | policy.StateRelated},
+			{Field: policy.FieldCtMark, Op: policy.OpMasked, Arg: 1, Value: 1},
+		}, Verdict: policy.Verdict{Kind: policy.VerdictAccept}},
+		{Match: []policy.Match{
+			{Field: policy.FieldCtProtocol, Op: policy.OpEqual, Value: uint32(policy.TCP)},
+			{Field: policy.FieldCtReplySaddr, And: policy.FieldCtReplyProtoSrc, Op: policy.OpIn, Name: hash},
+		}, Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictDrop}},
+		{Match: []policy.Match{{Field: policy.FieldCtOriginalSaddr, Op: policy.OpIn, Name: ranges}}, Stamp: policy.Mark{Mask: 1, Value: 1}},
+		{Match: []policy.Match{{Field: policy.FieldSaddr, Op: policy.OpVerdict, Name: verdicts}}},
+		{Match: []policy.Match{{Field: policy.FieldL4Proto, Op: policy.OpEqual, Value: uint32(policy.TCP)}}, Verdict: policy.Verdict{Kind: policy.VerdictReset}},
+		{Match: []policy.Match{{Field: policy.FieldIifname, Op: policy.OpEqual, Name: "lo"}}, Verdict: policy.Verdict{Kind: policy.VerdictProhibit}},
+	}
+	goTo := policy.Verdict{Kind: policy.VerdictGoto, Chain: target}
+	return policy.TableChange{
+		Family: f,
+		AddSets: []policy.Set{
+			{Name: hash, Key: [2]policy.Type{policy.TypeAddr, policy.TypeService}, Elements: []policy.Element{{Key: policy.AddrServiceKey(addr, 1)}}},
+			{Name: ranges, Key: [2]policy.Type{policy.TypeAddr}, Interval: true, Elements: []policy.Element{{Key: key, To: key}}},
+			{Name: verdicts, Key: [2]policy.Type{policy.TypeAddr}, Verdicts: true, Elements: []policy.Element{{Key: key, Verdict: goTo}}},
+		},
+		AddChains: []policy.Chain{{Name: target}},
+		SetChains: []policy.Chain{{Name: "check-forward", Hook: &policy.Hook{Name: hookForward}, Rules: rules}},
+	}
+}

@@ -1,0 +1,215 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// settle brings the tables up to date with all that Update has marked.
+func (c *Compiler) settle() {
+	for p := range c.dirtyPods {
+		c.sign(p)
+	}
+	clear(c.dirtyPods)
+	for s := range c.dirtySignatures {
+		if len(s.pods) > 0 {
+			c.evaluate(s)
+		}
+	}
+	if len(c.newSelectors) > 0 {
+		c.populate()
+	}
+	c.drawLines()
+	c.renderBase()
+	for s := range c.dirtySignatures {
+		c.renderSignature(s)
+	}
+	c.refreshElements()
+
+	if c.tightened() {
+		c.nextGeneration()
+	}
+	c.forgetUnused()
+	for _, t := range c.tables {
+		t.since.absorb(t.step)
+		t.step = newJournal()
+	}
+}
+
+// drawLines decides which selectors get a set of their own. One that matches
+// many pods would cost an element in the map of every signature that uses it;
+// one that matches few would cost every new connection a rule.
+func (c *Compiler) drawLines() {
+	for s := range c.newSelectors {
+		c.drawLine(s)
+	}
+	for s := range c.dirtySelectors {
+		c.drawLine(s)
+	}
+}
+
+func (c *Compiler) drawLine(s *selector) {
+	if shared := len(s.members) > c.cfg.SharedAbove; shared != s.shared {
+		s.shared = shared
+		for user := range s.users {
+			c.dirtySignatures[user] = struct{}{}
+		}
+	}
+}
+
+// renderSignature brings the signature's chains up to date in the families
+// that have them.
+func (c *Compiler) renderSignature(s *signature) {
+	if s.all() || len(s.pods) == 0 {
+		return
+	}
+	for _, t := range c.tables {
+		if t.chains[s.chain] != nil {
+			c.render(s, t)
+		}
+	}
+}
+
+// refreshElements brings the elements of touched addresses up to date.
+func (c *Compiler) refreshElements() {
+	for a := range c.touched {
+		c.dispatch[a] = struct{}{}
+	}
+	for a := range c.dispatch {
+		c.refreshDispatch(a)
+	}
+	for a, selectors := range c.touched {
+		t := c.tables[FamilyOf(a)]
+		for s := range selectors {
+			if set := t.sets[s.setName(t.family)]; set != nil {
+				c.refreshShared(t, set, s, a)
+			}
+			for user := range s.users {
+				if set := t.sets[user.peersName(t.family)]; set != nil {
+					c.refreshPeer(t, set, user, a)
+				}
+			}
+		}
+	}
+	for a, ports := range c.touchedPorts {
+		t := c.tables[FamilyOf(a)]
+		for p := range ports {
+			if set := t.sets[namedSetName(namedPort{p.Name, p.Protocol}, t.family)]; set != nil {
+				c.refreshNamed(t, set, p, a)
+			}
+		}
+	}
+	clear(c.dispatch)
+	clear(c.touched)
+	clear(c.touchedPorts)
+}
+
+// refreshDispatch decides where the packets of a local pod's address go.
+func (c *Compiler) refreshDispatch(a netip.Addr) {
+	t := c.tables[FamilyOf(a)]
+	owner := c.owners[a]
+	here := owner != nil && c.local(owner.Pod)
+	isolated := false
+	for _, dir := range directions {
+		v := Verdict{Kind: VerdictReturn}
+		if here {
+			if s := owner.signatures[dir]; s != nil && !s.all() {
+				if t.chains[s.chain] == nil {
+					c.render(s, t)
+				}
+				v = Verdict{Kind: VerdictGoto, Chain: s.chain}
+				isolated = true
+			}
+		}
+		t.setElem(t.sets[dispatchName(dir, t.family)], AddrKey(a), here, verdictIf(here, v))
+	}
+	t.setElem(t.sets[selfName(t.family)], AddrPairKey(a, a), isolated, Verdict{})
+}
+
+func verdictIf(there bool, v Verdict) Verdict {
+	if there {
+		return v
+	}
+	return Verdict{}
+}
+
+// refreshPeer decides what ports, if any, a signature allows an address by way
+// of selectors that have no set of their own.
+func (c *Compiler) refreshPeer(t *liveTable, set *liveSet, s *signature, a netip.Addr) {
+	var ports portSet
+	if owner := c.owners[a]; owner != nil {
+		for _, sel := range owner.selectors {
+			if allowed, ok := s.allow.pods[sel]; ok && !sel.shared {
+				ports = ports.union(allowed.ports)
+			}
+		}
+		ports = ports.resolve(owner.Pod)
+	}
+	switch {
+	case ports.all:
+		t.setElem(set, AddrKey(a), true, Verdict{Kind: VerdictReturn})
+	case ports.empty():
+		t.setElem(set, AddrKey(a), false, Verdict{})
+	default:
+		t.setElem(set, AddrKey(a), true, Verdict{Kind: VerdictGoto, Chain: c.portChain(t, s.dir, ports)})
+	}
+}
+
+func (c *Compiler) refreshShared(t *liveTable, set *liveSet, s *selector, a netip.Addr) {
+	owner := c.owners[a]
+	member := false
+	if owner != nil {
+		_, member = s.members[owner]
+	}
+	t.setElem(set, AddrKey(a), member, Verdict{})
+}
+
+func (c *Compiler) refreshNamed(t *liveTable, set *liveSet, p NamedPort, a netip.Addr) {
+	owner := c.owners[a]
+	t.setElem(set, AddrServiceKey(a, p.Port), owner != nil && slices.Contains(owner.Ports, p), Verdict{})
+}
+
+// forgetUnused drops what the last changes left without a purpose.
+func (c *Compiler) forgetUnused() {
+	for s := range c.dirtySignatures {
+		s.settled = s.allow
+		if len(s.pods) > 0 {
+			continue
+		}
+		for sel := range s.allow.pods {
+			delete(sel.users, s)
+			c.dirtySelectors[sel] = struct{}{}
+		}
+		for _, k := range s.policies {
+			if np := c.policies[k]; np != nil {
+				delete(np.signatures, s)
+			}
+		}
+		delete(c.signatures, s.chain)
+	}
+	clear(c.dirtySignatures)
+	for _, selectors := range []map[*selector]struct{}{c.dirtySelectors, c.newSelectors} {
+		for s := range selectors {
+			if len(s.users) == 0 && c.selectors[s.key] == s {
+				c.dropSelector(s)
+			}
+		}
+		clear(selectors)
+	}
+	for _, t := range c.tables {
+		t.collect()
+	}
+}
+
+// nextGeneration makes every flow on the node be judged once more.
+func (c *Compiler) nextGeneration() {
+	c.generation = c.cfg.MarkMask.Next(c.generation)
+	c.tightens = true
+	c.adopted = false
+	clear(c.vacated)
+	c.renderStamps()
+	for _, t := range c.tables {
+		t.since.absorb(t.step)
+		t.step = newJournal()
+	}
+}

@@ -1,0 +1,331 @@
+package policy
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// role says what a set is for, which decides what its changes mean.
+type role uint8
+
+const (
+	// roleFixed sets never change: their names are made from their contents.
+	roleFixed role = iota
+	// roleDispatch maps lead from a local pod's address to its signature.
+	roleDispatch
+	// rolePeers maps lead from a peer's address to the ports it may use.
+	rolePeers
+	// roleAllow sets hold addresses that a rule allows.
+	roleAllow
+	// roleSelf is the set of isolated pods, paired with themselves.
+	roleSelf
+)
+
+// liveSet is a set under construction.
+type liveSet struct {
+	Set  // without Elements, unless role is roleFixed
+	role role
+	dir  direction // of rolePeers and roleDispatch
+	elem map[string]Verdict
+	refs int
+}
+
+// liveChain is a chain under construction.
+type liveChain struct {
+	rules []Rule
+	hook  *Hook
+	refs  int
+	// holds are the sets that the rules refer to.
+	holds []string
+	// ports are what a chain that a peer map leads to lets pass.
+	ports *portSet
+}
+
+// liveTable is a table under construction, with a memory of what its parts
+// were like before they were first touched.
+type liveTable struct {
+	family Family
+	sets   map[string]*liveSet
+	chains map[string]*liveChain
+	// idleSets and idleChains may have lost their last reference.
+	idleSets, idleChains []string
+
+	step  journal // since the last settle
+	since journal // since the last Changes
+}
+
+// before is what an element was before it was touched.
+type before struct {
+	there   bool
+	verdict Verdict
+}
+
+// journal remembers the state of what was touched before it was touched first.
+type journal struct {
+	sets   map[string]bool              // was the set there
+	chains map[string]*liveChain        // nil if the chain was not there
+	elems  map[string]map[string]before // by set and key
+}
+
+func newJournal() journal {
+	return journal{sets: map[string]bool{}, chains: map[string]*liveChain{}, elems: map[string]map[string]before{}}
+}
+
+// absorb adds a later journal to j.
+func (j *journal) absorb(later journal) {
+	for name, was := range later.sets {
+		if _, ok := j.sets[name]; !ok {
+			j.sets[name] = was
+		}
+	}
+	for name, was := range later.chains {
+		if _, ok := j.chains[name]; !ok {
+			j.chains[name] = was
+		}
+	}
+	for name, elems := range later.elems {
+		mine := j.elems[name]
+		if mine == nil {
+			j.elems[name] = elems
+			continue
+		}
+		for key, was := range elems {
+			if _, ok := mine[key]; !ok {
+				mine[key] = was
+			}
+		}
+	}
+}
+
+func newLiveTable(f Family) *liveTable {
+	return &liveTable{family: f, sets: map[string]*liveSet{}, chains: map[string]*liveChain{}, step: newJournal(), since: newJournal()}
+}
+
+// addSet creates a set if it is not there.
+func (t *liveTable) addSet(spec Set, r role, dir direction) *liveSet {
+	if s := t.sets[spec.Name]; s != nil {
+		return s
+	}
+	t.noteSet(spec.Name)
+	s := &liveSet{Set: spec, role: r, dir: dir}
+	if r != roleFixed {
+		s.elem = map[string]Verdict{}
+	}
+	t.sets[spec.Name] = s
+	t.idleSets = append(t.idleSets, spec.Name)
+	return s
+}
+
+func (t *liveTable) noteSet(name string) {
+	if _, ok := t.step.sets[name]; !ok {
+		t.step.sets[name] = t.sets[name] != nil
+	}
+}
+
+func (t *liveTable) delSet(name string) {
+	t.noteSet(name)
+	s := t.sets[name]
+	for key := range s.elem {
+		t.setElem(s, key, false, Verdict{})
+	}
+	delete(t.sets, name)
+}
+
+// setElem makes an element what it should be. The chain that its verdict
+// leads to must be there.
+func (t *liveTable) setElem(s *liveSet, key string, there bool, v Verdict) {
+	var was before
+	was.verdict, was.there = s.elem[key]
+	if was.there == there && was.verdict == v {
+		return
+	}
+	if v.Chain != "" {
+		t.chains[v.Chain].refs++
+	}
+	if was.verdict.Chain != "" {
+		t.releaseChain(was.verdict.Chain)
+	}
+	touched := t.step.elems[s.Name]
+	if touched == nil {
+		touched = map[string]before{}
+		t.step.elems[s.Name] = touched
+	}
+	if _, ok := touched[key]; !ok {
+		touched[key] = was
+	}
+	if there {
+		s.elem[key] = v
+	} else {
+		delete(s.elem, key)
+	}
+}
+
+func (t *liveTable) releaseChain(name string) {
+	c := t.chains[name]
+	if c.refs--; c.refs == 0 {
+		t.idleChains = append(t.idleChains, name)
+	}
+}
+
+func (t *liveTable) noteChain(name string) {
+	if _, ok := t.step.chains[name]; !ok {
+		t.step.chains[name] = t.chains[name]
+	}
+}
+
+// setChain gives a chain its rules, creating it if need be. The sets that the
+// rules refer to must be there.
+func (t *liveTable) setChain(name string, hook *Hook, rules []Rule) {
+	old := t.chains[name]
+	if old != nil && equalRules(old.rules, rules) {
+		return
+	}
+	t.noteChain(name)
+	c := &liveChain{rules: rules, hook: hook}
+	for i := range rules {
+		for _, m := range rules[i].Match {
+			if m.Op == OpIn || m.Op == OpVerdict {
+				c.holds = append(c.holds, m.Name)
+			}
+		}
+	}
+	for _, set := range c.holds {
+		t.sets[set].refs++
+	}
+	if old != nil {
+		c.refs = old.refs
+		t.releaseSets(old)
+	} else {
+		t.idleChains = append(t.idleChains, name)
+	}
+	t.chains[name] = c
+}
+
+func (t *liveTable) delChain(name string) {
+	if c := t.chains[name]; c != nil {
+		t.noteChain(name)
+		t.releaseSets(c)
+		delete(t.chains, name)
+	}
+}
+
+func (t *liveTable) releaseSets(c *liveChain) {
+	for _, name := range c.holds {
+		s := t.sets[name]
+		if s.refs--; s.refs == 0 {
+			t.idleSets = append(t.idleSets, name)
+		}
+	}
+}
+
+// collect deletes the chains and sets that nothing refers to any more. A set
+// may be the last to refer to a chain, and a chain to a set.
+func (t *liveTable) collect() {
+	for len(t.idleSets)+len(t.idleChains) > 0 {
+		chains, sets := t.idleChains, t.idleSets
+		t.idleChains, t.idleSets = nil, nil
+		for _, name := range chains {
+			if c := t.chains[name]; c != nil && c.refs == 0 {
+				t.delChain(name)
+			}
+		}
+		for _, name := range sets {
+			if s := t.sets[name]; s != nil && s.refs == 0 {
+				t.delSet(name)
+			}
+		}
+	}
+}
+
+func equalRules(a, b []Rule) bool {
+	return slices.EqualFunc(a, b, func(a, b Rule) bool {
+		return a.Counter == b.Counter && a.Stamp == b.Stamp && a.Verdict == b.Verdict && a.Comment == b.Comment &&
+			slices.Equal(a.Match, b.Match)
+	})
+}
+
+// table renders all that is there.
+func (t *liveTable) table() Table {
+	out := Table{Family: t.family}
+	for _, name := range slices.Sorted(maps.Keys(t.sets)) {
+		out.Sets = append(out.Sets, t.sets[name].render())
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.chains)) {
+		out.Chains = append(out.Chains, t.chains[name].render(name))
+	}
+	return out
+}
+
+func (s *liveSet) render() Set {
+	out := s.Set
+	if s.role == roleFixed {
+		return out
+	}
+	out.Elements = make([]Element, 0, len(s.elem))
+	for key, v := range s.elem {
+		out.Elements = append(out.Elements, Element{Key: key, Verdict: v})
+	}
+	sortElements(out.Elements)
+	return out
+}
+
+func sortElements(e []Element) {
+	slices.SortFunc(e, func(a, b Element) int { return strings.Compare(a.Key, b.Key) })
+}
+
+func (c *liveChain) render(name string) Chain {
+	return Chain{Name: name, Hook: c.hook, Rules: c.rules}
+}
+
+// changes renders what was touched since it was last called.
+func (t *liveTable) changes() TableChange {
+	j := t.since
+	t.since = newJournal()
+	out := TableChange{Family: t.family}
+	for _, name := range slices.Sorted(maps.Keys(j.sets)) {
+		switch s, was := t.sets[name], j.sets[name]; {
+		case s != nil && !was:
+			out.AddSets = append(out.AddSets, s.render())
+		case s == nil && was:
+			out.DelSets = append(out.DelSets, name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(j.chains)) {
+		c, was := t.chains[name], j.chains[name]
+		switch {
+		case c == nil && was != nil:
+			out.DelChains = append(out.DelChains, name)
+		case c == nil, was != nil && equalRules(c.rules, was.rules):
+		case was == nil && c.hook == nil:
+			out.AddChains = append(out.AddChains, c.render(name))
+		default:
+			out.SetChains = append(out.SetChains, c.render(name))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(j.elems)) {
+		s := t.sets[name]
+		if existed, touched := j.sets[name]; s == nil || touched && !existed {
+			continue // all of it comes or goes
+		}
+		ec := ElementChange{Set: s.Set}
+		for key, was := range j.elems[name] {
+			v, there := s.elem[key]
+			if was.there == there && was.verdict == v {
+				continue
+			}
+			if was.there {
+				ec.Del = append(ec.Del, Element{Key: key, Verdict: was.verdict})
+			}
+			if there {
+				ec.Add = append(ec.Add, Element{Key: key, Verdict: v})
+			}
+		}
+		if len(ec.Del)+len(ec.Add) > 0 {
+			sortElements(ec.Del)
+			sortElements(ec.Add)
+			out.Elements = append(out.Elements, ec)
+		}
+	}
+	return out
+}

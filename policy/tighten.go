@@ -1,0 +1,176 @@
+package policy
+
+import (
+	"net/netip"
+
+	"go4.org/netipx"
+)
+
+// tightened tells whether what changed since the last settle could deny a flow
+// that was allowed. It may say yes too often, which costs every flow on the
+// node one walk through the rules; it must never say no wrongly.
+func (c *Compiler) tightened() bool {
+	out := c.prefixesTightened()
+	// All are always evaluated, because each also keeps books.
+	if c.ownersTightened() {
+		out = true
+	}
+	for s := range c.dirtySignatures {
+		if len(s.pods) > 0 && !s.allow.covers(&s.settled) {
+			out = true
+		}
+	}
+	for _, t := range c.tables {
+		if c.elementsTightened(t) {
+			out = true
+		}
+	}
+	return out
+}
+
+// prefixesTightened: addresses that were nobody's business are now closed
+// while no pod is known to have them.
+func (c *Compiler) prefixesTightened() bool {
+	for _, t := range c.tables {
+		was, touched := t.step.chains[egress.String()]
+		if touched && was != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// ownersTightened tells whether an address changed hands while flows of its
+// former owner may still carry the generation. That an address is given up
+// does not tighten by itself: nobody is left to send, and the churn of pods
+// would wear out the generations.
+func (c *Compiler) ownersTightened() bool {
+	out := false
+	for a, was := range c.ownersBefore {
+		now := c.owners[a]
+		switch {
+		case now == nil:
+			if was != nil {
+				c.vacated[a] = struct{}{}
+			}
+		case was == nil:
+			_, used := c.vacated[a]
+			out = out || used || c.adopted && c.known
+		case !was.same(now.Pod):
+			out = true
+		}
+	}
+	clear(c.ownersBefore)
+	c.known = true
+	return out
+}
+
+func (c *Compiler) elementsTightened(t *liveTable) bool {
+	for name, elems := range t.step.elems {
+		set := t.sets[name]
+		if existed, touched := t.step.sets[name]; touched && !existed {
+			continue // it is new: what it allows was not allowed before, or is still
+		}
+		for key, was := range elems {
+			now, there := set.elem[key]
+			if was.there == there && was.verdict == now {
+				continue
+			}
+			addr, _ := netip.AddrFromSlice([]byte(key[:t.family.Bits()/8]))
+			if c.elementTightened(t, set, addr, was, before{there, now}) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (c *Compiler) elementTightened(t *liveTable, set *liveSet, a netip.Addr, was, now before) bool {
+	if set.role == roleSelf {
+		return false // a pod that leaves it is no longer isolated, or no longer there
+	}
+	if was.there && !now.there {
+		// See ownersTightened for addresses that nobody has any more.
+		return c.owners[a] != nil
+	}
+	switch set.role {
+	case rolePeers:
+		return was.there && !c.portsOf(t, now.verdict).contains(c.portsOf(t, was.verdict))
+	case roleDispatch:
+		if now.verdict.Kind == VerdictReturn {
+			return false
+		}
+		if !was.there {
+			// Unknown until now, and closed for that if it is in a block of
+			// the node's; any other address was free to talk.
+			return !containsAddr(c.prefixes[t.family], a)
+		}
+		if was.verdict.Kind == VerdictReturn {
+			return true
+		}
+		return !c.signatures[now.verdict.Chain].allow.covers(&c.signatures[was.verdict.Chain].settled)
+	}
+	return false
+}
+
+func containsAddr(prefixes []netip.Prefix, a netip.Addr) bool {
+	for _, p := range prefixes {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// portsOf returns what the verdict of a peer map's element allows.
+func (c *Compiler) portsOf(t *liveTable, v Verdict) *portSet {
+	if v.Kind == VerdictReturn {
+		return &portSet{all: true}
+	}
+	return t.chains[v.Chain].ports
+}
+
+// covers tells whether a allows all that b does. It compares selectors, not
+// their pods: those are looked at element by element.
+func (a *allowance) covers(b *allowance) bool {
+	if a.anyone.all {
+		return true
+	}
+	if !a.anyone.contains(&b.anyone) {
+		return false
+	}
+	for sel, allowed := range b.pods {
+		have := a.pods[sel].ports.union(a.anyone)
+		if !have.contains(&allowed.ports) {
+			return false
+		}
+	}
+	for i := range b.blocks {
+		if !a.coversBlock(&b.blocks[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *allowance) coversBlock(b *blockAllowance) bool {
+	if a.anyone.contains(&b.ports) {
+		return true
+	}
+	for i := range a.blocks {
+		have := &a.blocks[i]
+		if have.ports.contains(&b.ports) && containsSet(have.set, b.set) {
+			return true
+		}
+	}
+	return false
+}
+
+func containsSet(s, o *netipx.IPSet) bool {
+	for _, r := range o.Ranges() {
+		if !s.ContainsRange(r) {
+			return false
+		}
+	}
+	return true
+}
