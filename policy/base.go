@@ -1,6 +1,9 @@
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // hookPriority is where our base chains stand. DNAT has its place in
 // prerouting, long before; kube-proxy's and flannel's filter chains are at 0,
@@ -29,59 +32,126 @@ func (d direction) podField() (flow, packet Field) {
 	return FieldCtOriginalSaddr, FieldSaddr
 }
 
+// maxLocalPods is the size of the maps of the node's own pods. With a size
+// declared the kernel takes a hash table that never grows, which is faster
+// (nft_hash_fast in net/netfilter/nft_set_hash.c) and costs 64 KiB. No kubelet
+// runs half as many pods.
+const maxLocalPods = 4096
+
 // renderBase writes the parts that depend on the node alone.
 func (c *Compiler) renderBase() {
 	if !c.dirtyBase {
 		return
 	}
 	c.dirtyBase = false
-	var prefixes [2][]netip.Prefix
+	c.prefixes = [2][]netip.Prefix{}
 	for _, p := range c.Prefixes() {
 		f := FamilyOf(p.Addr())
-		prefixes[f] = append(prefixes[f], p)
+		c.prefixes[f] = append(c.prefixes[f], p)
 	}
 	for _, t := range c.tables {
 		f := t.family
 		self := t.addSet(Set{Name: selfName(f), Key: [2]Type{TypeAddr, TypeAddr}, Comment: "isolated pods, to reach themselves"}, roleSelf, 0)
 		for _, dir := range directions {
-			t.addSet(Set{Name: dispatchName(dir, f), Key: [2]Type{TypeAddr}, Verdicts: true, Comment: "pods of this node, " + dir.String()}, roleDispatch, dir)
+			t.addSet(Set{
+				Name: dispatchName(dir, f), Key: [2]Type{TypeAddr}, Verdicts: true, Size: maxLocalPods,
+				Comment: "pods of this node, " + dir.String(),
+			}, roleDispatch, dir)
 		}
-		c.keepChain(t, chainUnknown, c.denyRules())
+		c.keepChain(t, chainUnknown, nil, c.denyRules())
 		for _, dir := range directions {
 			toSelf := Rule{
 				Match:   []Match{{Field: FieldCtOriginalSaddr, And: FieldCtReplySaddr, Op: OpIn, Name: self.Name}},
 				Verdict: Verdict{Kind: VerdictReturn}, Comment: "a pod reaches itself",
 			}
-			c.keepChain(t, dir.deny(), append([]Rule{toSelf}, c.denyRules()...))
-			flow, packet := dir.podField()
-			c.keepChain(t, dir.String(), dispatchRules(flow, dispatchName(dir, f), prefixes[f]))
-			c.keepChain(t, dir.stateless(), dispatchRules(packet, dispatchName(dir, f), prefixes[f]))
+			c.keepChain(t, dir.deny(), nil, append([]Rule{toSelf}, c.denyRules()...))
+			_, packet := dir.podField()
+			c.keepChain(t, dir.stateless(), nil, lookupRules(packet, dispatchName(dir, f), c.prefixes[f]))
+		}
+		clear(c.outside[f])
+		for k := range t.sets[dispatchName(egress, f)].elem {
+			a, _ := netip.AddrFromSlice([]byte(k))
+			c.noteOutside(a, true)
+		}
+		c.renderDispatch(t)
+	}
+}
+
+// noteOutside keeps account of local pods whose addresses are in none of the
+// node's blocks. It tells whether there are such pods only now, or no longer.
+func (c *Compiler) noteOutside(a netip.Addr, here bool) bool {
+	f := FamilyOf(a)
+	had := len(c.outside[f]) > 0
+	if here && !containsAddr(c.prefixes[f], a) {
+		c.outside[f][a] = struct{}{}
+	} else {
+		delete(c.outside[f], a)
+	}
+	return had != (len(c.outside[f]) > 0)
+}
+
+// guarded tells whether a look at the node's blocks suffices to know that an
+// address is no local pod's. That spares every new connection the look-up on
+// the side where its other end is.
+func (c *Compiler) guarded(f Family) bool { return len(c.prefixes[f]) > 0 && len(c.outside[f]) == 0 }
+
+// renderDispatch writes the base chains and those that they jump to.
+func (c *Compiler) renderDispatch(t *liveTable) {
+	for _, dir := range directions {
+		flow, _ := dir.podField()
+		name := dispatchName(dir, t.family)
+		if c.guarded(t.family) {
+			c.keepChain(t, dir.String(), nil, []Rule{lookup(flow, name), unknown()})
+		} else {
+			c.keepChain(t, dir.String(), nil, lookupRules(flow, name, c.prefixes[t.family]))
 		}
 	}
-	c.prefixes = prefixes
-	c.renderStamps()
+	c.keepChain(t, chainForward, &Hook{Name: chainForward, Priority: hookPriority}, c.forwardRules(t.family))
+	if c.cfg.PodToNode == PodToNodePolicy {
+		c.keepChain(t, chainInput, &Hook{Name: chainInput, Priority: hookPriority}, c.inputRules(t.family))
+	}
 }
 
 // keepChain writes a chain that stays even if no element leads to it.
-func (c *Compiler) keepChain(t *liveTable, name string, rules []Rule) {
+func (c *Compiler) keepChain(t *liveTable, name string, hook *Hook, rules []Rule) {
 	isNew := t.chains[name] == nil
-	t.setChain(name, nil, rules)
+	t.setChain(name, hook, rules)
 	if isNew {
 		t.chains[name].refs++
 	}
 }
 
-// dispatchRules leads a pod to its signature. An address of the node's own
-// blocks that no pod is known to have is closed: the pod may be about to start.
-// The blocks are constants and not a set because a set can be seen empty while
-// it is exchanged.
-func dispatchRules(by Field, pods string, prefixes []netip.Prefix) []Rule {
-	out := []Rule{{Match: []Match{{Field: by, Op: OpVerdict, Name: pods}}}}
+// lookup leads a local pod to its signature.
+func lookup(by Field, pods string) Rule {
+	return Rule{Match: []Match{{Field: by, Op: OpVerdict, Name: pods}}}
+}
+
+// unknown closes an address of the node's own blocks that no pod is known to
+// have: the pod may be about to start. The blocks are constants of the rules
+// and not a set, because a set can be seen empty while it is exchanged.
+func unknown(match ...Match) Rule {
+	return Rule{Match: match, Verdict: Verdict{Kind: VerdictGoto, Chain: chainUnknown}, Comment: "no such pod is known"}
+}
+
+// lookupRules look up whatever comes, and close what is left of the blocks.
+func lookupRules(by Field, pods string, prefixes []netip.Prefix) []Rule {
+	out := []Rule{lookup(by, pods)}
 	for _, p := range prefixes {
-		out = append(out, Rule{
-			Match:   []Match{{Field: by, Op: OpPrefix, Prefix: p}},
-			Verdict: Verdict{Kind: VerdictGoto, Chain: chainUnknown}, Comment: "no such pod is known",
-		})
+		out = append(out, unknown(Match{Field: by, Op: OpPrefix, Prefix: p}))
+	}
+	return out
+}
+
+// jumps leads to the chain of a direction what may concern a local pod.
+func (c *Compiler) jumps(f Family, dir direction, match ...Match) []Rule {
+	to := Verdict{Kind: VerdictJump, Chain: dir.String()}
+	if !c.guarded(f) {
+		return []Rule{{Match: match, Verdict: to}}
+	}
+	var out []Rule
+	flow, _ := dir.podField()
+	for _, p := range c.prefixes[f] {
+		out = append(out, Rule{Match: slices.Concat(match, []Match{{Field: flow, Op: OpPrefix, Prefix: p}}), Verdict: to})
 	}
 	return out
 }
@@ -96,26 +166,6 @@ func (c *Compiler) denyRules() []Rule {
 	}
 	return []Rule{{Counter: true, Verdict: Verdict{Kind: VerdictDrop}}}
 }
-
-// renderStamps writes the base chains, which hold the generation.
-func (c *Compiler) renderStamps() {
-	for _, t := range c.tables {
-		c.keepBase(t, chainForward, c.forwardRules(t.family))
-		if c.cfg.PodToNode == PodToNodePolicy {
-			c.keepBase(t, chainInput, c.inputRules(t.family))
-		}
-	}
-}
-
-func (c *Compiler) keepBase(t *liveTable, name string, rules []Rule) {
-	isNew := t.chains[name] == nil
-	t.setChain(name, &Hook{Name: name, Priority: hookPriority}, rules)
-	if isNew {
-		t.chains[name].refs++
-	}
-}
-
-func jump(chain string) Rule { return Rule{Verdict: Verdict{Kind: VerdictJump, Chain: chain}} }
 
 // judged accepts packets of flows that were judged under the rules in force.
 func (c *Compiler) judged() Rule {
@@ -152,10 +202,17 @@ func neighbours(f Family) []Rule {
 	}}
 }
 
+func jump(chain string) Rule { return Rule{Verdict: Verdict{Kind: VerdictJump, Chain: chain}} }
+
 func (c *Compiler) forwardRules(f Family) []Rule {
-	rules := []Rule{c.judged(), jump(egress.String()), jump(ingress.String()), c.stamp()}
-	rules = append(rules, neighbours(f)...)
-	return append(rules, jump(egress.stateless()), jump(ingress.stateless()))
+	return slices.Concat(
+		[]Rule{c.judged()},
+		c.jumps(f, egress),
+		c.jumps(f, ingress),
+		[]Rule{c.stamp()},
+		neighbours(f),
+		[]Rule{jump(egress.stateless()), jump(ingress.stateless())},
+	)
 }
 
 // inputRules subject what pods send to their node to egress policy. Only
@@ -163,12 +220,11 @@ func (c *Compiler) forwardRules(f Family) []Rule {
 // the node opened has the node as its opener, which may have an address out of
 // the node's pod blocks (the gateway on the bridge).
 func (c *Compiler) inputRules(f Family) []Rule {
-	rules := []Rule{
-		{Match: []Match{{Field: FieldIifname, Op: OpEqual, Name: "lo"}}, Verdict: Verdict{Kind: VerdictAccept}},
-		c.judged(),
-		{Match: []Match{{Field: FieldCtDirection, Op: OpEqual}}, Verdict: Verdict{Kind: VerdictJump, Chain: egress.String()}},
-		c.stamp(),
-	}
-	rules = append(rules, neighbours(f)...)
-	return append(rules, jump(egress.stateless()))
+	return slices.Concat(
+		[]Rule{{Match: []Match{{Field: FieldIifname, Op: OpEqual, Name: "lo"}}, Verdict: Verdict{Kind: VerdictAccept}}, c.judged()},
+		c.jumps(f, egress, Match{Field: FieldCtDirection, Op: OpEqual}),
+		[]Rule{c.stamp()},
+		neighbours(f),
+		[]Rule{jump(egress.stateless())},
+	)
 }

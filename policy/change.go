@@ -59,4 +59,3 @@ func (c *Change) Empty() bool {
 func (t *TableChange) empty() bool {
 	return len(t.AddSets)+len(t.AddChains)+len(t.SetChains)+len(t.Elements)+len(t.DelChains)+len(t.DelSets) == 0
 }
-

@@ -40,6 +40,8 @@ type Compiler struct {
 
 	tables   [2]*liveTable
 	prefixes [2][]netip.Prefix // the node's podCIDRs
+	// outside are addresses of local pods that are in none of them.
+	outside [2]map[netip.Addr]struct{}
 
 	// Marks left by Update for settle.
 	dirtyPods       map[*pod]struct{}
@@ -155,6 +157,7 @@ func NewCompiler(cfg Config) *Compiler {
 	}
 	for _, f := range Families {
 		c.tables[f] = newLiveTable(f)
+		c.outside[f] = map[netip.Addr]struct{}{}
 	}
 	return c
 }

@@ -88,7 +88,10 @@ type Set struct {
 	Interval bool
 	// Verdicts makes the set a verdict map.
 	Verdicts bool
-	Comment  string
+	// Size, if not 0, is how many elements fit; the kernel then takes a hash
+	// table of that size, which is faster than one that grows.
+	Size    uint32
+	Comment string
 	// Elements are sorted by Key.
 	Elements []Element
 }

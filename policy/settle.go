@@ -124,6 +124,9 @@ func (c *Compiler) refreshDispatch(a netip.Addr) {
 		t.setElem(t.sets[dispatchName(dir, t.family)], AddrKey(a), here, verdictIf(here, v))
 	}
 	t.setElem(t.sets[selfName(t.family)], AddrPairKey(a, a), isolated, Verdict{})
+	if c.noteOutside(a, here) {
+		c.renderDispatch(t)
+	}
 }
 
 func verdictIf(there bool, v Verdict) Verdict {
@@ -207,8 +210,8 @@ func (c *Compiler) nextGeneration() {
 	c.tightens = true
 	c.adopted = false
 	clear(c.vacated)
-	c.renderStamps()
 	for _, t := range c.tables {
+		c.renderDispatch(t)
 		t.since.absorb(t.step)
 		t.step = newJournal()
 	}

@@ -50,6 +50,9 @@ func (s *Set) write(b *strings.Builder, f Family) {
 	if s.Interval {
 		b.WriteString("\t\tflags interval\n")
 	}
+	if s.Size != 0 {
+		fmt.Fprintf(b, "\t\tsize %d\n", s.Size)
+	}
 	if s.Comment != "" {
 		fmt.Fprintf(b, "\t\tcomment %q\n", s.Comment)
 	}

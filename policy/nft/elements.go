@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -40,8 +39,7 @@ var errElement = errors.New("is not an element of the set")
 // wrap around and lose elements without an error, and allocates ten times for
 // each element.
 type elementWriter struct {
-	table *policy.TableChange
-	set   *policy.Set
+	set *policy.Set
 	// typ is unix.NFT_MSG_NEWSETELEM or unix.NFT_MSG_DELSETELEM.
 	typ int
 
@@ -219,33 +217,4 @@ func decrement(key string) string {
 		}
 	}
 	return string(b)
-}
-
-// decodeVerdict reads a verdict from the attributes within NFTA_DATA_VERDICT.
-func decodeVerdict(b []byte) policy.Verdict {
-	var v policy.Verdict
-	var code int32
-	for a := attributes(b); a.next(); {
-		switch a.typ {
-		case unix.NFTA_VERDICT_CODE:
-			code = int32(a.uint32())
-		case unix.NFTA_VERDICT_CHAIN:
-			v.Chain = cstring(a.data)
-		}
-	}
-	switch expr.VerdictKind(code) {
-	case expr.VerdictAccept:
-		v.Kind = policy.VerdictAccept
-	case expr.VerdictDrop:
-		v.Kind = policy.VerdictDrop
-	case expr.VerdictReturn:
-		v.Kind = policy.VerdictReturn
-	case expr.VerdictJump:
-		v.Kind = policy.VerdictJump
-	case expr.VerdictGoto:
-		v.Kind = policy.VerdictGoto
-	default:
-		v.Kind = verdictForeign
-	}
-	return v
 }

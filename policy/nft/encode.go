@@ -124,7 +124,7 @@ func (fd *field) value(v uint32) []byte {
 
 // fits tells whether v is within the field's size.
 func (fd *field) fits(v uint32) bool {
-	return fd.size == 4 || fd.size < 4 && v>>(8*fd.size) == 0
+	return fd.size >= 4 || v>>(8*fd.size) == 0
 }
 
 // encodeRule returns the expressions of a rule in a table of family f: those
@@ -170,11 +170,11 @@ func appendMatch(exprs []expr.Any, f policy.Family, m *policy.Match) ([]expr.Any
 	switch m.Op {
 	case policy.OpEqual:
 		v := fd.value(m.Value)
-		if m.Field == policy.FieldIifname {
+		if m.Field == policy.FieldIifname && m.Name != "" && len(m.Name) < unix.IFNAMSIZ {
 			v = make([]byte, unix.IFNAMSIZ)
 			copy(v, m.Name)
 		}
-		if v == nil || !fd.fits(m.Value) || len(m.Name) >= unix.IFNAMSIZ {
+		if v == nil || !fd.fits(m.Value) {
 			break
 		}
 		// [ cmp eq reg 1 0x00000006 ]

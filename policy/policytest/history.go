@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -192,14 +193,33 @@ func (d drawer) changeRule(s policy.Snapshot, np *networkingv1.NetworkPolicy) {
 	np.Spec.Egress = rules
 }
 
+// Deltas are a batch of changes.
+type Deltas []policy.Delta
+
+// GoString renders the deltas for a failure report.
+func (ds Deltas) GoString() string {
+	var b strings.Builder
+	for _, d := range ds {
+		text := strings.TrimSpace(Text(fromKeys(map[string]policy.Object{objectKey(d.Object): d.Object})))
+		if d.Deleted {
+			text = "deleted: " + text
+		}
+		b.WriteString("\n" + text)
+	}
+	return b.String()
+}
+
 // Events turns a history into the deltas that an informer could make of it. The
 // order of the versions of one object is kept, all else is open: deltas of
 // different objects come in any order, versions in between are left out
 // (squashed) or come from nowhere (split), and some deltas come more than once.
 // A Model that held the first snapshot holds the last one in the end.
-func Events(t *rapid.T, o Options, history ...policy.Snapshot) []policy.Delta {
-	d := drawer{t, o}
-	versions := map[string][]policy.Delta{}
+func Events(o Options, history ...policy.Snapshot) *rapid.Generator[Deltas] {
+	return rapid.Custom(func(t *rapid.T) Deltas { return drawer{t, o}.events(history) })
+}
+
+func (d drawer) events(history []policy.Snapshot) Deltas {
+	versions := map[string]Deltas{}
 	var keys []string
 	for i := 1; i < len(history); i++ {
 		before, after := byKey(history[i-1]), byKey(history[i])
@@ -207,21 +227,53 @@ func Events(t *rapid.T, o Options, history ...policy.Snapshot) []policy.Delta {
 			if versions[key] == nil {
 				keys = append(keys, key)
 			}
+			if i < len(history)-1 && d.maybe() && byKey(history[i+1])[key] != after[key] {
+				// Squashed: the next step has another version, and history tells
+				// what was before that one. A deletion is only left out if the
+				// object is back in the next step.
+				continue
+			}
 			versions[key] = append(versions[key], d.deltas(history[i], before[key], after[key])...)
 		}
 	}
-	var out []policy.Delta
+	var out Deltas
 	for len(keys) > 0 {
 		i := d.upTo(len(keys) - 1)
 		queue := versions[keys[i]]
-		out = append(out, queue[0])
-		if versions[keys[i]] = queue[1:]; len(queue) == 1 {
+		if len(queue) > 0 {
+			out = append(out, queue[0])
+			versions[keys[i]] = queue[1:]
+		}
+		if len(queue) <= 1 {
 			keys = slices.Delete(keys, i, i+1)
 		} else if d.rarely() {
 			out = append(out, duplicate(queue[0]))
 		}
 	}
 	return out
+}
+
+// Histories makes the deltas of a cluster's life, from nothing on, in batches.
+func Histories(o Options, maxSteps int) *rapid.Generator[[]Deltas] {
+	return rapid.Custom(func(t *rapid.T) []Deltas {
+		d := drawer{t, o}
+		var batches []Deltas
+		previous, next := policy.Snapshot{}, Snapshots(o).Draw(t, "start")
+		for range 1 + d.upTo(maxSteps-1) {
+			history := []policy.Snapshot{previous, next}
+			if d.upTo(3) == 3 {
+				history = append(history, Next(o, next).Draw(t, "further"))
+			}
+			deltas := Events(o, history...).Draw(t, "deltas")
+			for len(deltas) > 0 {
+				n := 1 + d.upTo(len(deltas)-1)
+				batches, deltas = append(batches, deltas[:n]), deltas[n:]
+			}
+			previous = history[len(history)-1]
+			next = Next(o, previous).Draw(t, "next")
+		}
+		return batches
+	})
 }
 
 // changed returns the keys of the objects that two states differ in, sorted.
