@@ -1,0 +1,117 @@
+package nft
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netns"
+)
+
+// namespace is a network namespace of a test's own.
+type namespace struct {
+	handle netns.NsHandle
+}
+
+// newNamespace makes a network namespace that goes away with the test.
+func newNamespace(t testing.TB) *namespace {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		privileged(t, "needs root to make network namespaces")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer home.Close()
+	handle, err := netns.New()
+	if err != nil {
+		privileged(t, "cannot make a network namespace: "+err.Error())
+	}
+	if err := netns.Set(home); err != nil {
+		// The thread must not be used for anything else, and is the only one.
+		panic(err)
+	}
+	t.Cleanup(func() { handle.Close() })
+	return &namespace{handle: handle}
+}
+
+// privileged skips a test that this process may not run, or fails it where
+// none may be skipped.
+func privileged(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("SELVAGE_REQUIRE_PRIVILEGED") == "1" {
+		t.Fatalf("SELVAGE_REQUIRE_PRIVILEGED=1, but this test %s", why)
+	}
+	t.Skipf("SKIPPED: %s (%s)", t.Name(), why)
+}
+
+// do runs f on a thread that is in the namespace.
+func (n *namespace) do(t testing.TB, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer home.Close()
+	if err := netns.Set(n.handle); err != nil {
+		t.Fatal(err)
+	}
+	f()
+	if err := netns.Set(home); err != nil {
+		panic(err)
+	}
+}
+
+// run runs a command in the namespace and returns its output.
+func (n *namespace) run(t testing.TB, stdin string, name string, args ...string) string {
+	t.Helper()
+	out, err := n.try(t, stdin, name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// try is run for commands that may fail.
+func (n *namespace) try(t testing.TB, stdin string, name string, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	var err error
+	n.do(t, func() {
+		cmd := exec.Command(name, args...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &out
+		err = cmd.Run()
+	})
+	return out.String(), err
+}
+
+// nft runs nft(8) on commands.
+func (n *namespace) nft(t testing.TB, commands string) {
+	t.Helper()
+	n.run(t, commands, "nft", "-f", "-")
+}
+
+// list is the ruleset as nft(8) shows it, without counts.
+func (n *namespace) list(t testing.TB) string {
+	t.Helper()
+	return n.run(t, "", "nft", "-s", "list", "ruleset")
+}
+
+// open returns a Conn for the namespace.
+func (n *namespace) open(t testing.TB) *Conn {
+	t.Helper()
+	c, err := Open(Options{NetNS: int(n.handle)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
