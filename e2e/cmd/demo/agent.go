@@ -1,0 +1,170 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/selvage-net/selvage/e2e/world"
+)
+
+// agentAddress is where each agent serves its metrics, inside its node.
+const agentAddress = "127.0.0.1:9470"
+
+// agentPatience is how long an agent may take to become ready or to program a
+// change, on a machine that has other things to do.
+const agentPatience = 20 * time.Second
+
+// agent is `selvage agent` on a node.
+type agent struct {
+	node      *world.Node
+	binary    string
+	manifests string
+	// log is the file that the agent writes to, over all its lives.
+	log string
+
+	cmd  *exec.Cmd
+	done chan error
+}
+
+func (a *agent) start() error {
+	out, err := os.OpenFile(a.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	a.cmd = exec.Command(a.binary, "agent", "--node-name", a.node.Name, "--manifests", a.manifests, "--http-address", agentAddress)
+	a.cmd.Stdout, a.cmd.Stderr = out, out
+	// In a process group of its own, Ctrl-C reaches the demo alone.
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := a.node.Start(a.cmd); err != nil {
+		return fmt.Errorf("start the agent of %s: %w", a.node.Name, err)
+	}
+	cmd, done := a.cmd, make(chan error, 1)
+	a.done = done
+	go func() { done <- cmd.Wait() }()
+	return nil
+}
+
+// kill ends the agent the hard way and waits until it is gone.
+func (a *agent) kill() error {
+	if a.cmd == nil {
+		return nil
+	}
+	err := a.cmd.Process.Kill()
+	if errors.Is(err, os.ErrProcessDone) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("kill the agent of %s: %w", a.node.Name, err)
+	}
+	<-a.done
+	a.cmd = nil
+	return nil
+}
+
+// get reads a page from the agent, from inside its node.
+func (a *agent) get(ctx context.Context, path string) (status int, body string, err error) {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			return a.node.DialTCP(ctx, netip.Addr{}, netip.MustParseAddrPort(address))
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+agentAddress+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(data), err
+}
+
+// until asks the agent again and again until ok says yes to a page.
+func (a *agent) until(ctx context.Context, what, path string, ok func(status int, body string) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, agentPatience)
+	defer cancel()
+	var last string
+	for {
+		status, body, err := a.get(ctx, path)
+		if err == nil && ok(status, body) {
+			return nil
+		}
+		if err == nil {
+			last = fmt.Sprintf("%d %s", status, firstLine(body))
+		} else if ctx.Err() == nil {
+			last = err.Error()
+		}
+		select {
+		case err := <-a.done:
+			a.cmd = nil
+			return fmt.Errorf("the agent of %s ended: %v", a.node.Name, err)
+		case <-ctx.Done():
+			return fmt.Errorf("the agent of %s is not %s after %v: %s", a.node.Name, what, agentPatience, last)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	return line
+}
+
+func (a *agent) waitReady(ctx context.Context) error {
+	return a.until(ctx, "ready", "/readyz", func(status int, _ string) bool { return status == http.StatusOK })
+}
+
+// programmed counts the events that the kernel enforces by now.
+func (a *agent) programmed(ctx context.Context) (int, error) {
+	_, body, err := a.get(ctx, "/metrics")
+	if err != nil {
+		return 0, fmt.Errorf("metrics of the agent of %s: %w", a.node.Name, err)
+	}
+	return metric(body, "selvage_policy_programming_duration_seconds_count"), nil
+}
+
+// waitProgrammed waits until n events are enforced.
+func (a *agent) waitProgrammed(ctx context.Context, n int) error {
+	return a.until(ctx, "done with the change", "/metrics", func(_ int, body string) bool {
+		return metric(body, "selvage_policy_programming_duration_seconds_count") >= n && metric(body, "selvage_in_sync") == 1
+	})
+}
+
+// metric returns the value of a metric without labels, or -1.
+func metric(page, name string) int {
+	lines := bufio.NewScanner(strings.NewReader(page))
+	for lines.Scan() {
+		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			if v, err := strconv.ParseFloat(value, 64); err == nil {
+				return int(v)
+			}
+		}
+	}
+	return -1
+}
+
+// logTail returns the last lines of the agent's log.
+func (a *agent) logTail(n int) []string {
+	data, err := os.ReadFile(a.log)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return lines[max(0, len(lines)-n):]
+}

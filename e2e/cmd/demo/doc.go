@@ -1,0 +1,11 @@
+// Command demo shows what Selvage does, on one machine, in half a minute.
+//
+// It builds two nodes out of network namespaces, with pods on a bridge, a pod
+// behind a routed veth and a Service, runs the real agent for each node on a
+// directory of manifests, and walks a story of policies. After every change it
+// tries real connections, IPv4 and IPv6, and prints who reaches whom. What is
+// seen must be what the story claims (story.go), and what it claims must be
+// what the API's prose says (package policy/oracle).
+//
+// It needs root, and leaves nothing behind.
+package main

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/selvage-net/selvage/e2e/world"
+)
+
+type options struct {
+	agent   string
+	verbose bool
+	step    bool
+	keep    bool
+	output  string
+}
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	var o options
+	flag.StringVar(&o.agent, "agent", besides("selvage"), "the agent's `binary`")
+	flag.BoolVar(&o.verbose, "v", false, "show the YAML of each policy")
+	flag.BoolVar(&o.step, "step", false, "wait for the Enter key before each step")
+	flag.BoolVar(&o.keep, "keep", false, "after the last step keep the world, and the agents in it, until Ctrl-C")
+	flag.StringVar(&o.output, "o", "text", "output `format`: text, or json")
+	flag.Parse()
+	if flag.NArg() > 0 || o.output != "text" && o.output != "json" {
+		flag.Usage()
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	failed, err := play(ctx, o)
+	switch {
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "demo: interrupted; everything is removed")
+		return 130
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		return 1
+	case failed > 0:
+		return 1
+	}
+	return 0
+}
+
+// besides returns the path of a program in the directory of this one.
+func besides(name string) string {
+	self, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	return filepath.Join(filepath.Dir(self), name)
+}
+
+// play builds the world, walks the story and removes the world. It returns the
+// number of checks that failed.
+func play(ctx context.Context, o options) (failed int, err error) {
+	if os.Geteuid() != 0 {
+		return 0, errors.New("network namespaces need root: run it with sudo")
+	}
+	if _, err := os.Stat(o.agent); err != nil {
+		return 0, fmt.Errorf("the agent is not built: %w (make build, or --agent)", err)
+	}
+	if _, err := world.Sweep(); err != nil {
+		return 0, fmt.Errorf("remove what an earlier run left: %w", err)
+	}
+	r := newReport(os.Stdout, o)
+	c, err := newCluster(ctx, o)
+	defer func() { err = errors.Join(err, c.close()) }()
+	if err != nil {
+		return 0, err
+	}
+	r.opening(c)
+	for i := range story {
+		if o.step && !waitForEnter(ctx) {
+			return 0, ctx.Err()
+		}
+		if err := c.walk(ctx, r, i); err != nil {
+			r.agentLogs(c)
+			return 0, fmt.Errorf("step %d, %s: %w", i+1, story[i].title, err)
+		}
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+	}
+	failed = r.closing(c)
+	if o.keep {
+		r.directions(c)
+		<-ctx.Done()
+		return failed, nil
+	}
+	return failed, nil
+}
+
+// waitForEnter returns false if ctx ended first.
+func waitForEnter(ctx context.Context) bool {
+	entered := make(chan struct{})
+	fmt.Fprint(os.Stderr, "Enter for the next step ")
+	go func() { // ends with the program if nobody presses Enter
+		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+		close(entered)
+	}()
+	select {
+	case <-entered:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// report prints the story as it goes. The first write error is kept out of the
+// way: who closes the terminal does not want to read.
+type report struct {
+	w       io.Writer
+	json    bool
+	verbose bool
+	colour  bool
+	started time.Time
+
+	results []*result
+	passed  int
+	failed  []string
+}
+
+func newReport(out *os.File, o options) *report {
+	_, err := unix.IoctlGetTermios(int(out.Fd()), unix.TCGETS)
+	return &report{
+		w: out, json: o.output == "json", verbose: o.verbose, started: time.Now(),
+		colour: err == nil && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
+	}
+}
+
+const (
+	bold   = "1"
+	dim    = "2"
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+	alarm  = "1;41;37"
+)
+
+func (r *report) paint(colour, s string) string {
+	if !r.colour {
+		return s
+	}
+	return "\x1b[" + colour + "m" + s + "\x1b[0m"
+}
+
+func (r *report) printf(format string, args ...any) {
+	if !r.json {
+		_, _ = fmt.Fprintf(r.w, format, args...)
+	}
+}
+
+func (r *report) opening(c *cluster) {
+	r.printf("%s\n\n", r.paint(bold, "Selvage: NetworkPolicy in the kernel, shown with real connections"))
+	r.printf(`      node-a                                 node-b              outside the cluster
+  ┌────────────────────────────────────┐   ┌────────────────────┐   ┌─────────────────┐
+  │ shop/web   shop/api   ops/monitor  │   │ shop/web2          │   │ client, scanner │
+  │   └────── bridge cni0 ─────┘       │   │ ops/admin          │   │ (in the nodes'  │
+  │ shop/db (routed veth)              │   │   └─ bridge cni0   │   │  network)       │
+  └─────────────────┬──────────────────┘   └─────────┬──────────┘   └────────┬────────┘
+                    └────────────────────────────────┴───────────────────────┘
+
+`)
+	r.printf("Every pod has an IPv4 and an IPv6 address, and runs version 1 of nothing: all are network\n")
+	r.printf("namespaces on this machine. On each node runs `%s agent --manifests DIR`.\n", "selvage")
+	r.printf("Each field below is seen, not computed: a TCP connection over each family.\n")
+	r.printf("  %s  both went through    %s  neither did    v6 only  what it says\n", r.paint(green, "open"), r.paint(yellow, "drop"))
+	r.printf("  ✓ as the story and the API's words have it    ✗ not so: the demo fails\n")
+}
+
+func (r *report) heading(i int, s *step) {
+	r.printf("\n%s\n%s\n", r.paint(bold, fmt.Sprintf("%d of %d  %s", i+1, len(story), s.title)), s.about)
+	if r.verbose {
+		for _, name := range s.add {
+			data, err := manifests.ReadFile("story/" + name + ".yaml")
+			if err != nil {
+				data = []byte(err.Error())
+			}
+			r.printf("\n%s\n", r.paint(dim, "    "+strings.ReplaceAll(strings.TrimSpace(string(data)), "\n", "\n    ")))
+		}
+	}
+	r.printf("\n")
+}
+
+const (
+	rowWidth    = 10
+	columnWidth = 14
+)
+
+// step prints the matrix and the checks of a step and counts them.
+func (r *report) step(s *step, res *result) {
+	r.results = append(r.results, res)
+	for _, c := range res.Cells {
+		r.count(c.passed(), fmt.Sprintf("%s: %s to %s: claimed %s, oracle says %s, seen %s%s", s.title, c.From, c.To, c.Claim, c.Oracle, c.Seen, suffix(c.err)))
+	}
+	for _, c := range res.Checks {
+		r.count(c.Passed, fmt.Sprintf("%s: %s: no: %s", s.title, c.Text, c.Detail))
+	}
+	if r.json {
+		return
+	}
+	r.printf("%s", strings.Repeat(" ", rowWidth+2))
+	for _, column := range s.columns {
+		r.printf("%-*s", columnWidth-2, column)
+	}
+	r.printf("\n")
+	next := 0
+	for _, row := range s.claims {
+		r.printf("  %-*s", rowWidth, row.from)
+		for i := range s.columns {
+			if claims[row.claims[i]] == "" {
+				r.printf("%s", r.paint(dim, pad("·", columnWidth-2)))
+				continue
+			}
+			r.printf("%s", r.cell(res.Cells[next]))
+			next++
+		}
+		r.printf("\n")
+	}
+	for _, c := range res.Checks {
+		if c.Passed {
+			r.printf("  %s %s\n", r.paint(green, "✓"), c.Text)
+		} else {
+			r.printf("  %s %s: %s\n", r.paint(alarm, "✗"), c.Text, c.Detail)
+		}
+	}
+}
+
+func (r *report) cell(c *cell) string {
+	if !c.passed() {
+		return r.paint(alarm, pad("✗ "+c.Seen, columnWidth-2))
+	}
+	colour := map[string]string{"open": green, "drop": yellow}[c.Seen]
+	text := pad("✓ "+c.Seen, columnWidth-2)
+	if colour == "" {
+		return text
+	}
+	return r.paint(colour, text)
+}
+
+// pad fills up to width characters, as fmt counts bytes.
+func pad(s string, width int) string {
+	return s + strings.Repeat(" ", max(1, width-len([]rune(s))))
+}
+
+func suffix(err error) string {
+	if err == nil {
+		return ""
+	}
+	return " (" + err.Error() + ")"
+}
+
+func (r *report) count(passed bool, failure string) {
+	if passed {
+		r.passed++
+	} else {
+		r.failed = append(r.failed, failure)
+	}
+}
+
+// closing prints the last line and returns the number of failures.
+func (r *report) closing(c *cluster) int {
+	if r.json {
+		out := json.NewEncoder(r.w)
+		out.SetIndent("", "  ")
+		_ = out.Encode(struct {
+			Passed int       `json:"passed"`
+			Failed []string  `json:"failed"`
+			Steps  []*result `json:"steps"`
+		}{r.passed, append([]string{}, r.failed...), r.results})
+		return len(r.failed)
+	}
+	if len(r.failed) > 0 {
+		r.printf("\nThese are not as they should be:\n")
+		for _, f := range r.failed {
+			r.printf("  %s %s\n", r.paint(alarm, "✗"), f)
+		}
+		r.agentLogs(c)
+	}
+	r.printf("\n%s\n\n", r.paint(dim, fmt.Sprintf("%d steps in %.0f seconds", len(r.results), time.Since(r.started).Seconds())))
+	r.printf("demo: %d passed, %d failed\n", r.passed, len(r.failed))
+	return len(r.failed)
+}
+
+// agentLogs shows on standard error what the agents said last.
+func (r *report) agentLogs(c *cluster) {
+	for _, a := range c.agents {
+		fmt.Fprintf(os.Stderr, "\nThe last lines of the agent of %s:\n", a.node.Name)
+		for _, line := range a.logTail(15) {
+			fmt.Fprintf(os.Stderr, "  %s\n", line)
+		}
+	}
+}
+
+// directions tell how to look around.
+func (r *report) directions(c *cluster) {
+	fmt.Fprintf(os.Stderr, "\nThe world stays until Ctrl-C. The agents follow the manifests in\n  %s\nLook around with, for example:\n", c.dir)
+	for _, n := range c.nodes {
+		fmt.Fprintf(os.Stderr, "  ip netns exec %s nft list ruleset\n", n.ID)
+	}
+	web := c.places["web"]
+	fmt.Fprintf(os.Stderr, "  ip netns exec %s nc -v %s 8080\n", c.places["monitor"].ID, web.addrs[0])
+	fmt.Fprintf(os.Stderr, "  ip netns exec %s curl -s http://%s/metrics\n", c.nodes[0].ID, agentAddress)
+}
