@@ -22,24 +22,8 @@ import (
 func TestIncremental(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := newLife(t)
-		previous := policy.Snapshot{}
-		next := policytest.Snapshots(policytest.Options{}).Draw(t, "start")
-		for range rapid.IntRange(1, 8).Draw(t, "steps") {
-			history := []policy.Snapshot{previous, next}
-			if rapid.IntRange(0, 3).Draw(t, "longer") == 3 {
-				history = append(history, policytest.Next(policytest.Options{}, next).Draw(t, "further"))
-			}
-			deltas := policytest.Events(t, policytest.Options{}, history...)
-			for len(deltas) > 0 {
-				n := rapid.IntRange(1, len(deltas)).Draw(t, "batch")
-				l.batch(deltas[:n])
-				deltas = deltas[n:]
-			}
-			previous = history[len(history)-1]
-			if got, want := policytest.Text(l.model.Snapshot()), policytest.Text(policytest.NewModel(previous).Snapshot()); got != want {
-				t.Fatalf("the deltas do not lead where the history does: %s\ninstead of\n%s", got, want)
-			}
-			next = policytest.Next(policytest.Options{}, previous).Draw(t, "next")
+		for _, deltas := range policytest.Histories(policytest.Options{}, 8).Draw(t, "history") {
+			l.batch(deltas)
 		}
 	})
 }
@@ -50,11 +34,10 @@ type life struct {
 	cfg      policy.Config
 	compiler *policy.Compiler
 	model    *policytest.Model
-	// pending are deltas that the agent did not take in, because it is down.
-	pending []policy.Delta
-	down    bool
-	kernel  *policy.Ruleset
-	flows   map[oracle.Packet]flow
+	// down is true while there is no agent to take in what happens.
+	down   bool
+	kernel *policy.Ruleset
+	flows  map[oracle.Packet]flow
 }
 
 // flow is a connection that was allowed, with the mark that it got then and the
@@ -123,9 +106,7 @@ func (l *life) restart() {
 		l.cfg.Generation = l.compiler.Generation()
 	}
 	l.compiler = policy.NewCompiler(l.cfg)
-	for _, d := range policytest.Events(l.t, policytest.Options{}, policy.Snapshot{}, l.model.Snapshot()) {
-		l.compiler.Update(d)
-	}
+	l.compiler.Update(policytest.Events(policytest.Options{}, policy.Snapshot{}, l.model.Snapshot()).Draw(l.t, "objects")...)
 	l.compiler.Changes()
 	change := policy.Diff(l.kernel, l.compiler.Ruleset())
 	if change.Tightens {
@@ -199,8 +180,7 @@ func (l *life) sound(before *policy.Ruleset, change *policy.Change) {
 			p, f.src, f.dst, policytest.Text(s), before, l.kernel)
 	}
 	tracer := trace.New(l.kernel)
-	for range 20 {
-		p := policytest.Packets(s).Draw(l.t, "packet")
+	for _, p := range rapid.SliceOfN(policytest.Packets(s), 20, 20).Draw(l.t, "packets") {
 		allowed := oracle.Allowed(s, policytest.NodeA, p)
 		got, err := tracer.Run("forward", policytest.Opening(p))
 		if err != nil || (got.Verdict == policy.VerdictAccept) != allowed {

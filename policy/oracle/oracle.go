@@ -1,6 +1,7 @@
 package oracle
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -17,6 +18,14 @@ type Packet struct {
 	// Port is the destination's. Protocols other than TCP, UDP and SCTP have none.
 	Port uint16
 }
+
+// String renders the packet for people.
+func (p Packet) String() string {
+	return fmt.Sprintf("%s > %s %s %d", p.Src, p.Dst, p.Protocol, p.Port)
+}
+
+// GoString makes failure reports readable.
+func (p Packet) GoString() string { return p.String() }
 
 // Allowed tells whether the named node may forward the packet. The node of a
 // pod enforces the policies of that pod; packets that it does not forward, but

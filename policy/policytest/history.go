@@ -224,8 +224,9 @@ func (d drawer) events(history []policy.Snapshot) Deltas {
 	for i := 1; i < len(history); i++ {
 		before, after := byKey(history[i-1]), byKey(history[i])
 		for _, key := range changed(before, after) {
-			if versions[key] == nil {
+			if _, ok := versions[key]; !ok {
 				keys = append(keys, key)
+				versions[key] = nil
 			}
 			if i < len(history)-1 && d.maybe() && byKey(history[i+1])[key] != after[key] {
 				// Squashed: the next step has another version, and history tells
