@@ -277,7 +277,7 @@ func parseProtocol(p *corev1.Protocol) (Protocol, bool) {
 		return TCP, true
 	}
 	switch *p {
-	case corev1.ProtocolTCP, "":
+	case corev1.ProtocolTCP:
 		return TCP, true
 	case corev1.ProtocolUDP:
 		return UDP, true
