@@ -80,7 +80,7 @@ type Metrics struct {
 	reclaimed    prometheus.Counter
 	objects      *prometheus.GaugeVec
 	invalid      prometheus.Gauge
-	manifests    prometheus.Counter
+	manifests    *prometheus.CounterVec
 	connected    *prometheus.GaugeVec
 	bridges      *prometheus.GaugeVec
 	bridgesUnmet prometheus.Gauge
@@ -114,11 +114,14 @@ func New(version string) *Metrics {
 		repaired:    counter("selvage_drift_repaired_total", "Times that the tables in the kernel were not as they had been written and were put right."),
 		reclaimed:   counter("selvage_reclaim_errors_total", "Times that conntrack entries with an old generation could not be cleared before its value comes round again."),
 		invalid:     gauge("selvage_invalid_policies", "NetworkPolicies that could not be compiled as they are written; what could not be understood of them matches nothing."),
-		manifests:   counter("selvage_manifest_errors_total", "Manifests, or objects in them, that were refused; the last good version of the object stays in force."),
 		bridgesUnmet: gauge("selvage_same_bridge_uncovered",
 			"1 if packets between two pods of this node may pass on a bridge without meeting the rules."),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "selvage_sync_errors_total", Help: "Syncs that failed, by reason; each is tried again.",
+		}, []string{"reason"}),
+		manifests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "selvage_manifest_errors_total",
+			Help: "Mistakes found in manifests, by reason; the last good version of what they define stays in force.",
 		}, []string{"reason"}),
 		objects: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "selvage_objects", Help: "Objects of the cluster that the agent knows, by kind.",
@@ -199,8 +202,8 @@ func (m *Metrics) SyncFailed(reason Reason, d time.Duration) {
 // ReclaimFailed records that old generations could not be cleared.
 func (m *Metrics) ReclaimFailed() { m.reclaimed.Inc() }
 
-// ManifestRefused records a manifest, or an object in one, that was refused.
-func (m *Metrics) ManifestRefused() { m.manifests.Inc() }
+// ManifestRefused records a mistake in a manifest.
+func (m *Metrics) ManifestRefused(reason string) { m.manifests.WithLabelValues(reason).Inc() }
 
 // SetObjects says how many objects of a kind (pods, namespaces, nodes,
 // networkpolicies) are known.

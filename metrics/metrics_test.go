@@ -24,7 +24,7 @@ func scene() *Metrics {
 	m.SetObjects("pods", 15000)
 	m.SetObjects("networkpolicies", 1000)
 	m.SetInvalidPolicies(2)
-	m.ManifestRefused()
+	m.ManifestRefused("syntax")
 	m.ReclaimFailed()
 	m.SetBridges([]Bridge{{Name: "gone"}}, true)
 	m.SetBridges([]Bridge{{Name: "cni0", Covered: true}, {Name: "br1"}}, true)

@@ -34,7 +34,7 @@ type Options struct {
 	// notification: for br_netfilter being loaded or unloaded, which makes
 	// none. 30 seconds if it is 0.
 	Interval time.Duration
-	// Observe, if it is set, is called with every new Status, by one goroutine.
+	// Observe, if it is set, is called after every look, one call at a time.
 	Observe func(Status)
 }
 
@@ -81,6 +81,9 @@ type Bridges struct {
 	links   *links
 	sysctls string
 	changed chan struct{}
+
+	// looking is held during a look.
+	looking sync.Mutex
 
 	mu     sync.Mutex
 	wanted bool
@@ -135,7 +138,7 @@ func (b *Bridges) Run(ctx context.Context) error {
 	tick := time.NewTicker(b.options.Interval)
 	defer tick.Stop()
 	for {
-		b.check()
+		b.Check()
 		select { // what happens meanwhile is seen by the next look
 		case <-ctx.Done():
 		case <-time.After(settle):
@@ -143,7 +146,7 @@ func (b *Bridges) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			events.close()
-			<-done
+			_ = <-done // it ends by the close
 			return nil
 		case err := <-done:
 			return fmt.Errorf("listen to changes of links: %w", err)
@@ -160,13 +163,16 @@ func (b *Bridges) poke() {
 	}
 }
 
-// check looks once and reports what is new.
-func (b *Bridges) check() {
+// Check looks at once, covers what it finds, and returns what Status will. It
+// does nothing before the first Want.
+func (b *Bridges) Check() Status {
+	b.looking.Lock()
+	defer b.looking.Unlock()
 	b.mu.Lock()
 	wanted, cidrs, pods, before := b.wanted, b.cidrs, b.pods, b.status
 	b.mu.Unlock()
 	if !wanted {
-		return
+		return before
 	}
 	now := b.look(cidrs, pods)
 	b.mu.Lock()
@@ -176,6 +182,7 @@ func (b *Bridges) check() {
 	if b.options.Observe != nil {
 		b.options.Observe(now)
 	}
+	return now
 }
 
 // look finds the bridges, sets their switches and reads them back.
