@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -95,6 +96,16 @@ func (c *Compiler) noteOutside(a netip.Addr, here bool) bool {
 // the side where its other end is.
 func (c *Compiler) guarded(f Family) bool { return len(c.prefixes[f]) > 0 && len(c.outside[f]) == 0 }
 
+// isolates tells whether there is an isolated pod on the node.
+func (c *Compiler) isolates() bool {
+	for _, t := range c.tables {
+		if len(t.sets[selfName(t.family)].elem) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // renderDispatch writes the base chains and those that they jump to.
 func (c *Compiler) renderDispatch(t *liveTable) {
 	for _, dir := range directions {
@@ -186,20 +197,52 @@ func (c *Compiler) stamp() Rule {
 	return Rule{Stamp: c.cfg.MarkMask.Mark(c.generation), Verdict: Verdict{Kind: VerdictAccept}}
 }
 
-// neighbours lets neighbour discovery pass, which conntrack does not track. A
-// hop limit of 255 proves that the packet was not forwarded by a router
-// (RFC 4861, section 7.1).
+// neighbours lets neighbour discovery and multicast listener discovery pass,
+// which conntrack does not track. Their hop limits prove that no router
+// forwarded them (RFC 4861, section 7.1; RFC 3810, section 5).
 func neighbours(f Family) []Rule {
 	if f != IPv6 {
 		return nil
 	}
-	return []Rule{{
+	return []Rule{
+		linkMessage(133, 137, 255, "neighbour discovery"),
+		linkMessage(130, 132, 1, "multicast listener discovery"),
+		linkMessage(143, 143, 1, "multicast listener discovery"),
+	}
+}
+
+func linkMessage(from, to, hops uint32, comment string) Rule {
+	return Rule{
 		Match: []Match{
-			{Field: FieldICMPv6Type, Op: OpRange, Value: 133, Arg: 137},
-			{Field: FieldHopLimit, Op: OpEqual, Value: 255},
+			{Field: FieldICMPv6Type, Op: OpRange, Value: from, Arg: to},
+			{Field: FieldHopLimit, Op: OpEqual, Value: hops},
 		},
-		Verdict: Verdict{Kind: VerdictAccept}, Comment: "neighbour discovery",
-	}}
+		Verdict: Verdict{Kind: VerdictAccept}, Comment: comment,
+	}
+}
+
+// closeLinkLocal denies traffic between pods by the link-local addresses that
+// the kernel gives every interface, even in a cluster without IPv6. The API
+// knows nothing of them, so that no policy could ever match: on a bridge they
+// would lead around every policy. As long as nothing is isolated there is
+// nothing to lead around.
+func (c *Compiler) closeLinkLocal(f Family, by ...Field) []Rule {
+	if f != IPv6 || !c.isolating {
+		return nil
+	}
+	var out []Rule
+	for _, bridge := range slices.Sorted(maps.Keys(c.bridges)) {
+		for _, field := range by {
+			out = append(out, Rule{
+				Match: []Match{
+					{Field: field, Op: OpPrefix, Prefix: netip.MustParsePrefix("fe80::/10")},
+					{Field: FieldIifname, Op: OpEqual, Name: bridge},
+				},
+				Verdict: Verdict{Kind: VerdictGoto, Chain: chainUnknown}, Comment: "link-local addresses are no pod's",
+			})
+		}
+	}
+	return out
 }
 
 func jump(chain string) Rule { return Rule{Verdict: Verdict{Kind: VerdictJump, Chain: chain}} }
@@ -209,8 +252,10 @@ func (c *Compiler) forwardRules(f Family) []Rule {
 		[]Rule{c.judged()},
 		c.jumps(f, egress),
 		c.jumps(f, ingress),
+		c.closeLinkLocal(f, FieldCtOriginalSaddr, FieldCtReplySaddr),
 		[]Rule{c.stamp()},
 		neighbours(f),
+		c.closeLinkLocal(f, FieldSaddr),
 		[]Rule{jump(egress.stateless()), jump(ingress.stateless())},
 	)
 }

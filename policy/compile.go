@@ -11,6 +11,9 @@ func Compile(cfg Config, s Snapshot) (*Ruleset, []Problem) {
 	for _, n := range s.Namespaces {
 		c.Update(Delta{Object: n})
 	}
+	for _, b := range s.Bridges {
+		c.Update(Delta{Object: b})
+	}
 	for _, p := range s.Policies {
 		c.Update(Delta{Object: p})
 	}

@@ -24,6 +24,7 @@ type Compiler struct {
 	pods       map[key]*pod
 	namespaces map[string]*namespace
 	nodes      map[string]*Node
+	bridges    map[string]struct{}
 	policies   map[key]*policy
 	owners     map[netip.Addr]*pod
 	// contested holds all who claim an address that more than one pod claims.
@@ -42,6 +43,8 @@ type Compiler struct {
 	prefixes [2][]netip.Prefix // the node's podCIDRs
 	// outside are addresses of local pods that are in none of them.
 	outside [2]map[netip.Addr]struct{}
+	// isolating is what the base chains were last told; see isolates.
+	isolating bool
 
 	// Marks left by Update for settle.
 	dirtyPods       map[*pod]struct{}
@@ -138,6 +141,7 @@ func NewCompiler(cfg Config) *Compiler {
 		pods:            map[key]*pod{},
 		namespaces:      map[string]*namespace{},
 		nodes:           map[string]*Node{},
+		bridges:         map[string]struct{}{},
 		policies:        map[key]*policy{},
 		owners:          map[netip.Addr]*pod{},
 		contested:       map[netip.Addr][]*pod{},
@@ -174,6 +178,8 @@ func (c *Compiler) Update(deltas ...Delta) {
 			c.updateNamespace(o, d.Deleted)
 		case *Node:
 			c.updateNode(o, d.Deleted)
+		case *Bridge:
+			c.updateBridge(o, d.Deleted)
 		}
 	}
 }
@@ -247,6 +253,15 @@ func (c *Compiler) updateNode(o *Node, deleted bool) {
 		c.nodes[o.Name] = o
 	}
 	c.dirtyBase = c.dirtyBase || o.Name == c.cfg.NodeName
+}
+
+func (c *Compiler) updateBridge(o *Bridge, deleted bool) {
+	if deleted {
+		delete(c.bridges, o.Name)
+	} else {
+		c.bridges[o.Name] = struct{}{}
+	}
+	c.dirtyBase = true
 }
 
 func (c *Compiler) updatePolicy(np *networkingv1.NetworkPolicy, deleted bool) {

@@ -99,7 +99,11 @@ func (m Meta) GetObjectMeta() metav1.Object {
 	return &metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion}
 }
 
-// Object is what a Delta may carry: *Pod, *Namespace, *Node or
+// Bridge is a bridge of the node's own that pods are attached to, by the name
+// of its interface. It is no object of the API: the agent sees it on the node.
+type Bridge struct{ Meta }
+
+// Object is what a Delta may carry: *Pod, *Namespace, *Node, *Bridge or
 // *networkingv1.NetworkPolicy.
 type Object = metav1.ObjectMetaAccessor
 
@@ -107,6 +111,7 @@ var (
 	_ Object = (*Pod)(nil)
 	_ Object = (*Namespace)(nil)
 	_ Object = (*Node)(nil)
+	_ Object = (*Bridge)(nil)
 	_ Object = (*networkingv1.NetworkPolicy)(nil)
 )
 
@@ -153,6 +158,7 @@ type Snapshot struct {
 	Namespaces []*Namespace
 	Nodes      []*Node
 	Policies   []*networkingv1.NetworkPolicy
+	Bridges    []*Bridge
 }
 
 // Delta is one change of one object: as it is now or, if Deleted, as it was

@@ -99,6 +99,10 @@ func (c *Compiler) refreshElements() {
 			}
 		}
 	}
+	if now := c.isolates(); now != c.isolating {
+		c.isolating = now
+		c.renderDispatch(c.tables[IPv6])
+	}
 	clear(c.dispatch)
 	clear(c.touched)
 	clear(c.touchedPorts)

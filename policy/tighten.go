@@ -10,7 +10,7 @@ import (
 // that was allowed. It may say yes too often, which costs every flow on the
 // node one walk through the rules; it must never say no wrongly.
 func (c *Compiler) tightened() bool {
-	out := c.prefixesTightened()
+	out := c.baseTightened()
 	// All are always evaluated, because each also keeps books.
 	if c.ownersTightened() {
 		out = true
@@ -28,13 +28,15 @@ func (c *Compiler) tightened() bool {
 	return out
 }
 
-// prefixesTightened: addresses that were nobody's business are now closed
-// while no pod is known to have them.
-func (c *Compiler) prefixesTightened() bool {
+// baseTightened tells whether the chains that depend on the node alone changed:
+// blocks of addresses are closed that were not, or a bridge's link-local ones.
+func (c *Compiler) baseTightened() bool {
 	for _, t := range c.tables {
-		was, touched := t.step.chains[egress.String()]
-		if touched && was != nil {
-			return true
+		for _, name := range []string{chainForward, chainInput, ingress.String(), egress.String()} {
+			was, touched := t.step.chains[name]
+			if touched && was != nil && !equalRules(was.rules, t.chains[name].rules) {
+				return true
+			}
 		}
 	}
 	return false
