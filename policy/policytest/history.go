@@ -215,7 +215,11 @@ func (ds Deltas) GoString() string {
 // (squashed) or come from nowhere (split), and some deltas come more than once.
 // A Model that held the first snapshot holds the last one in the end.
 func Events(o Options, history ...policy.Snapshot) *rapid.Generator[Deltas] {
-	return rapid.Custom(func(t *rapid.T) Deltas { return drawer{t, o}.events(history) })
+	return rapid.Custom(func(t *rapid.T) Deltas {
+		d := drawer{t, o}
+		d.maybe() // rapid wants every generator to draw something, even if nothing happened
+		return d.events(history)
+	})
 }
 
 func (d drawer) events(history []policy.Snapshot) Deltas {
@@ -265,7 +269,7 @@ func Histories(o Options, maxSteps int) *rapid.Generator[[]Deltas] {
 			if d.upTo(3) == 3 {
 				history = append(history, Next(o, next).Draw(t, "further"))
 			}
-			deltas := Events(o, history...).Draw(t, "deltas")
+			deltas := d.events(history)
 			for len(deltas) > 0 {
 				n := 1 + d.upTo(len(deltas)-1)
 				batches, deltas = append(batches, deltas[:n]), deltas[n:]
