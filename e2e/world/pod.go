@@ -117,15 +117,21 @@ func (p *Pod) SetAddrs(addrs ...netip.Addr) error {
 	for _, a := range p.addrs {
 		errs = append(errs, p.removeAddr(eth0, a))
 	}
-	p.addrs = slices.Clone(addrs)
+	p.addrs = nil
 	for _, a := range addrs {
-		if p.Attachment == Routed {
-			errs = append(errs, p.route(a))
-		} else {
-			errs = append(errs, p.bridge(a))
-		}
+		errs = append(errs, p.AddAddr(a))
 	}
 	return errors.Join(errs...)
+}
+
+// AddAddr gives the pod one more address. A test may want more than one of a
+// family.
+func (p *Pod) AddAddr(a netip.Addr) error {
+	p.addrs = append(p.addrs, a)
+	if p.Attachment == Routed {
+		return p.route(a)
+	}
+	return p.bridge(a)
 }
 
 func (p *Pod) removeAddr(eth0 netlink.Link, a netip.Addr) error {

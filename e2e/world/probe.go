@@ -55,8 +55,10 @@ func (o Outcome) String() string {
 type Probe struct {
 	From *Namespace
 	// Src is the address to send from; the zero address leaves it to the kernel.
-	Src      netip.Addr
-	To       netip.AddrPort
+	Src netip.Addr
+	To  netip.AddrPort
+	// Protocol may be any. ICMP is an echo request, which the kernel answers;
+	// protocols without ports are served as port 0.
 	Protocol policy.Protocol
 	// Want decides how long the probe waits: a probe that should be dropped
 	// does not wait long for an answer, any other waits for as long as a
@@ -126,7 +128,7 @@ func (p Probe) send(ctx context.Context) (Result, string) {
 	case policy.SCTP:
 		err = p.sendSCTP(ctx, token)
 	default:
-		err = fmt.Errorf("protocol %s: %w", p.Protocol, errors.ErrUnsupported)
+		err = p.sendRaw(ctx, token)
 	}
 	return judge(by, err), token
 }
@@ -189,40 +191,4 @@ func Exchange(ctx context.Context, c net.Conn, line string) (string, error) {
 		return "", fmt.Errorf("answer %q to %q", answer, line)
 	}
 	return by, nil
-}
-
-func (p Probe) sendSCTP(ctx context.Context, token string) error {
-	id, err := hex.DecodeString(token)
-	if err != nil {
-		return err
-	}
-	tag := uint32(id[4])<<24 | uint32(id[5])<<16 | uint32(id[6])<<8 | uint32(id[7])
-	src := p.Src
-	if !src.IsValid() {
-		src = map[bool]netip.Addr{true: netip.IPv4Unspecified(), false: netip.IPv6Unspecified()}[p.To.Addr().Is4()]
-	}
-	c, err := p.From.ListenRaw(policy.SCTP, src)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	deadline, _ := ctx.Deadline()
-	if err := c.SetDeadline(deadline); err != nil {
-		return err
-	}
-	// The tag spreads probes over source ports, so that each is a flow of its own.
-	out := sctpPacket{src: uint16(tag)%28000 + 32768, dst: p.To.Port(), chunk: sctpInit, tag: tag}
-	if _, err := c.WriteToIP(out.marshal(), &net.IPAddr{IP: p.To.Addr().AsSlice()}); err != nil {
-		return err
-	}
-	buf := make([]byte, 2048)
-	for {
-		size, _, err := c.ReadFromIP(buf)
-		if err != nil {
-			return err
-		}
-		if in, ok := parseSCTP(buf[:size]); ok && in.chunk == sctpInitAck && in.cookie == tag {
-			return nil
-		}
-	}
 }

@@ -64,14 +64,15 @@ func (n *Node) Serve(ports ...Port) error {
 // Serve answers on the given addresses and ports: a TCP server gives back every
 // line, a UDP server every datagram, each with the namespace's ID after it; an
 // SCTP server answers an INIT for any port with an INIT ACK, through a raw
-// socket, as the kernel may have no SCTP of its own. Ports that are served
-// already are left alone.
+// socket, as the kernel may have no SCTP of its own; so does a server of any
+// other protocol with a probe of its own kind. Ports that are served already
+// are left alone.
 func (n *Namespace) Serve(addrs []netip.Addr, ports ...Port) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, a := range addrs {
 		for _, p := range ports {
-			if p.Protocol == policy.SCTP {
+			if p.Protocol != policy.TCP && p.Protocol != policy.UDP {
 				p.Number = 0
 			}
 			key := listenerKey{a, p}
@@ -126,7 +127,11 @@ func (n *Namespace) listen(k listenerKey) (io.Closer, error) {
 		}
 		return c, err
 	}
-	return nil, errors.ErrUnsupported
+	c, err := n.ListenRaw(k.port.Protocol, k.addr)
+	if err == nil {
+		go n.answerRaw(c, k.port.Protocol)
+	}
+	return c, err
 }
 
 func (n *Namespace) acceptTCP(l *net.TCPListener) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -21,6 +22,9 @@ var (
 	cidrsA = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd44:1::/64")}
 	cidrsB = []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd44:2::/64")}
 	serves = []world.Port{{Protocol: policy.TCP, Number: 80}, {Protocol: policy.UDP, Number: 53}, {Protocol: policy.SCTP}}
+	// portless protocols have one flow for each pair of addresses, whoever
+	// opens it.
+	portless = []world.Port{{Protocol: world.GRE}, {Protocol: world.UDPLite}, {Protocol: world.Nameless}}
 )
 
 // requireRoot skips a test that needs privileges, or fails it where a skip
@@ -75,7 +79,7 @@ func newCluster(t *testing.T, filtering world.BridgeFiltering) *cluster {
 		t.Fatal(err)
 	}
 	for _, p := range []*world.Pod{c.bridged, c.neighbour, c.routed, c.x} {
-		if err := p.Serve(serves...); err != nil {
+		if err := p.Serve(slices.Concat(serves, portless)...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -87,9 +91,8 @@ func newCluster(t *testing.T, filtering world.BridgeFiltering) *cluster {
 	return c
 }
 
-// everyPair probes from every place to every pod, in all protocols and both
-// families.
-func (c *cluster) everyPair(want func(from *world.Namespace, to *world.Pod) world.Outcome) (probes []world.Probe, names []string) {
+// everyPair probes from every place to every pod, in both families.
+func (c *cluster) everyPair(ports []world.Port, want func(from *world.Namespace, to *world.Pod) world.Outcome) (probes []world.Probe, names []string) {
 	pods := []*world.Pod{c.bridged, c.neighbour, c.routed, c.x}
 	from := []*world.Namespace{c.a.Namespace, c.b.Namespace, c.outside.Namespace}
 	for _, p := range pods {
@@ -98,7 +101,11 @@ func (c *cluster) everyPair(want func(from *world.Namespace, to *world.Pod) worl
 	for _, src := range from {
 		for _, dst := range pods {
 			for _, addr := range dst.Addrs() {
-				for _, p := range serves {
+				echo := world.ICMP
+				if addr.Is6() {
+					echo = world.ICMPv6
+				}
+				for _, p := range append(slices.Clone(ports), world.Port{Protocol: echo}) {
 					probes = append(probes, world.Probe{From: src, To: netip.AddrPortFrom(addr, p.Number), Protocol: p.Protocol, Want: want(src, dst)})
 					names = append(names, fmt.Sprintf("%s to %s %s port %d", src.ID, addr, p.Protocol, p.Number))
 				}
@@ -119,7 +126,7 @@ func (c *cluster) check(t *testing.T, probes []world.Probe, names []string) {
 
 func TestEveryoneReachesEveryone(t *testing.T) {
 	c := newCluster(t, world.FilterNamespace)
-	probes, names := c.everyPair(func(*world.Namespace, *world.Pod) world.Outcome { return world.Allowed })
+	probes, names := c.everyPair(slices.Concat(serves, portless), func(*world.Namespace, *world.Pod) world.Outcome { return world.Allowed })
 	c.check(t, probes, names)
 }
 
@@ -138,7 +145,7 @@ func TestProbesSeeDrops(t *testing.T) {
 				if err := c.a.NFT(t.Context(), script+"}; }"); err != nil {
 					t.Fatal(err)
 				}
-				probes, names := c.everyPair(func(from *world.Namespace, dst *world.Pod) world.Outcome {
+				probes, names := c.everyPair(serves, func(from *world.Namespace, dst *world.Pod) world.Outcome {
 					// A node's own packets, and a pod's to itself, are not forwarded.
 					if dst == to && from != c.a.Namespace && from != to.Namespace {
 						return world.Dropped
@@ -340,6 +347,24 @@ func TestRulesetGeneration(t *testing.T) {
 	}
 	if after := generation(c.b); after != other {
 		t.Errorf("generation of another namespace %d, before %d", after, other)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	c := newCluster(t, world.FilterNamespace)
+	to := c.neighbour.Addr(policy.IPv4)
+	w, err := c.a.Watch(t.Context(), "forward", 10, map[string]string{
+		"requests": "ct direction original udp dport 53", "answers": "ct direction reply udp sport 53", "none": "udp dport 54",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		c.Probe(t.Context(), world.Probe{From: c.bridged.Namespace, To: netip.AddrPortFrom(to, 53), Protocol: policy.UDP, Want: world.Allowed})
+	}
+	got, err := w.Packets(t.Context())
+	if want := (map[string]uint64{"requests": 3, "answers": 3, "none": 0}); err != nil || !maps.Equal(got, want) {
+		t.Errorf("counted %v (%v), want %v", got, err, want)
 	}
 }
 
