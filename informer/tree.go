@@ -65,17 +65,15 @@ func (t *tree) fail(name string, err error) {
 // readDir reads a directory. above are the real paths of the directories that
 // it was reached through: links may form a loop.
 func (t *tree) readDir(dir string, above []string) {
-	real, err := filepath.EvalSymlinks(dir)
+	target, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		t.fail(dir, err)
 		return
 	}
-	for _, a := range above {
-		if a == real {
-			return
-		}
+	if slices.Contains(above, target) {
+		return
 	}
-	t.dirs[real] = true
+	t.dirs[target] = true
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.fail(dir, err)
@@ -93,10 +91,10 @@ func (t *tree) readDir(dir string, above []string) {
 		case err != nil:
 			t.fail(name, err)
 		case info.IsDir():
-			t.readDir(name, append(above[:len(above):len(above)], real))
+			t.readDir(name, append(above[:len(above):len(above)], target))
 		case isManifest(name):
-			if real, err := filepath.EvalSymlinks(name); err == nil {
-				t.dirs[filepath.Dir(real)] = true
+			if target, err := filepath.EvalSymlinks(name); err == nil {
+				t.dirs[filepath.Dir(target)] = true
 			}
 			t.readFile(name, info)
 		}

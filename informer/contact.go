@@ -1,0 +1,214 @@
+package informer
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/watchlist"
+	"k8s.io/utils/clock"
+)
+
+// contact knows whether the source answers. It sits between the reflectors and
+// the source, because a reflector keeps the most common outage, a refused
+// connection, to itself: it tries again without calling its error handler.
+type contact struct {
+	logger  *slog.Logger
+	clock   clock.PassiveClock
+	observe Observe
+
+	mu    sync.Mutex
+	kinds [len(Kinds)]contactState
+	// since is when the outage began; zero if there is none.
+	since time.Time
+	// last is when the source was last heard of.
+	last time.Time
+}
+
+type contactState uint8
+
+const (
+	// notYet is the state before the first watch.
+	notYet contactState = iota
+	reached
+	away
+)
+
+// watching notes that a watch of the kind began, which is when all of it is
+// known or about to be.
+func (c *contact) watching(kind Kind) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Now()
+	c.last = now
+	before := c.kinds[kind]
+	c.kinds[kind] = reached
+	if before != reached {
+		c.observe.connected(kind, true)
+	}
+	if before != away || c.anyAway() {
+		return
+	}
+	c.logger.Info("the source of objects answers again", "outage", now.Sub(c.since).Round(time.Millisecond))
+	c.since = time.Time{}
+}
+
+// heard notes that there was a sign of life.
+func (c *contact) heard() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = c.clock.Now()
+}
+
+// failed notes that the source did not answer as it should. Only the first
+// failure of an outage is logged: each kind tries again and again.
+func (c *contact) failed(kind Kind, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.kinds[kind]
+	c.kinds[kind] = away
+	if before != away {
+		c.observe.connected(kind, false)
+	}
+	if !c.since.IsZero() {
+		return
+	}
+	c.since = c.clock.Now()
+	c.logger.Warn("the source of objects does not answer; what is in force stays in force, trying again",
+		"kind", kind.String(), "err", err)
+}
+
+func (c *contact) anyAway() bool {
+	for _, s := range c.kinds {
+		if s == away {
+			return true
+		}
+	}
+	return false
+}
+
+// connected tells whether all kinds are being watched, and when the source was
+// last heard of.
+func (c *contact) connected() (ok bool, last time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.kinds {
+		if s != reached {
+			return false, c.last
+		}
+	}
+	return true, c.last
+}
+
+// listener is a ListerWatcher that tells contact how its calls go.
+type listener struct {
+	cache.ListerWatcherWithContext
+	kind    Kind
+	contact *contact
+	// noStream is what the wrapped ListerWatcher says of itself.
+	noStream bool
+}
+
+func newListener(kind Kind, lw cache.ListerWatcher, c *contact) *listener {
+	return &listener{
+		ListerWatcherWithContext: cache.ToListerWatcherWithContext(lw),
+		kind:                     kind,
+		contact:                  c,
+		noStream:                 watchlist.DoesClientNotSupportWatchListSemantics(lw),
+	}
+}
+
+// IsWatchListSemanticsUnSupported is how client-go asks whether initial events
+// can be streamed.
+func (l *listener) IsWatchListSemanticsUnSupported() bool { return l.noStream }
+
+// List implements cache.ListerWatcher.
+func (l *listener) List(o metav1.ListOptions) (runtime.Object, error) {
+	return l.ListWithContext(context.Background(), o)
+}
+
+// Watch implements cache.ListerWatcher.
+func (l *listener) Watch(o metav1.ListOptions) (watch.Interface, error) {
+	return l.WatchWithContext(context.Background(), o)
+}
+
+// ListWithContext implements cache.ListerWatcherWithContext.
+func (l *listener) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+	list, err := l.ListerWatcherWithContext.ListWithContext(ctx, o)
+	if err == nil {
+		l.contact.heard()
+	} else if ctx.Err() == nil && !routine(err) {
+		l.contact.failed(l.kind, err)
+	}
+	return list, err
+}
+
+// WatchWithContext implements cache.ListerWatcherWithContext.
+func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	w, err := l.ListerWatcherWithContext.WatchWithContext(ctx, o)
+	if err != nil {
+		// A server that does not know how to stream says that the request is
+		// invalid; it is asked for a list then.
+		stream := o.SendInitialEvents != nil && (apierrors.IsInvalid(err) || apierrors.IsBadRequest(err))
+		if ctx.Err() == nil && !stream && !routine(err) {
+			l.contact.failed(l.kind, err)
+		}
+		return nil, err
+	}
+	l.contact.watching(l.kind)
+	return newTap(w, func(e watch.Event) {
+		if e.Type != watch.Error {
+			l.contact.heard()
+		} else if err := apierrors.FromObject(e.Object); !routine(err) {
+			l.contact.failed(l.kind, err)
+		}
+	}), nil
+}
+
+// tap lets somebody see the events of a watch. It is not watch.Filter, which
+// leaves a goroutine behind if it is stopped with an event in its hands.
+type tap struct {
+	watch.Interface
+	result  chan watch.Event
+	stopped chan struct{}
+	once    sync.Once
+}
+
+func newTap(w watch.Interface, see func(watch.Event)) *tap {
+	t := &tap{Interface: w, result: make(chan watch.Event), stopped: make(chan struct{})}
+	go func() {
+		defer close(t.result)
+		for e := range w.ResultChan() {
+			see(e)
+			select {
+			case t.result <- e:
+			case <-t.stopped:
+				return
+			}
+		}
+	}()
+	return t
+}
+
+// ResultChan implements watch.Interface.
+func (t *tap) ResultChan() <-chan watch.Event { return t.result }
+
+// Stop implements watch.Interface.
+func (t *tap) Stop() {
+	t.once.Do(func() { close(t.stopped) })
+	t.Interface.Stop()
+}
+
+// routine tells whether an error belongs to the normal course of things: the
+// server has forgotten the version that a watch wants to go on from, or does
+// not have it yet.
+func routine(err error) bool {
+	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err) ||
+		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
+}

@@ -1,0 +1,23 @@
+package informer
+
+// Observe are calls that tell metrics what happens. Each may be nil. They must
+// return at once, and may be called by several goroutines.
+type Observe struct {
+	// ManifestErrors is called for each mistake in a manifest when it is found.
+	ManifestErrors func(reason Reason)
+	// Connected is called when it changes whether the source answers for a
+	// kind. Before the first call it has not answered yet.
+	Connected func(kind Kind, connected bool)
+}
+
+func (o *Observe) manifestError(reason Reason) {
+	if o.ManifestErrors != nil {
+		o.ManifestErrors(reason)
+	}
+}
+
+func (o *Observe) connected(kind Kind, connected bool) {
+	if o.Connected != nil {
+		o.Connected(kind, connected)
+	}
+}
