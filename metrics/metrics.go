@@ -23,9 +23,9 @@ type Reason string
 
 // The reasons. They are few and fixed, so that an alert can name them.
 const (
-	// ReasonBuffer is a full socket buffer: what the kernel did is unknown
-	// until the state is read back.
-	ReasonBuffer Reason = "buffer"
+	// ReasonUnknown is a batch of which it is not known whether the kernel took
+	// it, after a full socket buffer for example.
+	ReasonUnknown Reason = "unknown"
 	// ReasonRefused is a batch that the kernel refused; nothing of it took
 	// effect.
 	ReasonRefused Reason = "refused"
@@ -138,7 +138,7 @@ func New(version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	for _, r := range []Reason{ReasonBuffer, ReasonRefused, ReasonPermission, ReasonOther} {
+	for _, r := range []Reason{ReasonUnknown, ReasonRefused, ReasonPermission, ReasonOther} {
 		m.errors.WithLabelValues(string(r)) // a counter that starts at 0 lets rate() see its first step
 	}
 	m.registry.MustRegister(m.programming, m.duration, m.batches, m.messages, m.errors, m.lastSync, m.inSync,

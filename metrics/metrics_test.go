@@ -28,7 +28,7 @@ func scene() *Metrics {
 	m.ReclaimFailed()
 	m.SetBridges([]Bridge{{Name: "gone"}}, true)
 	m.SetBridges([]Bridge{{Name: "cni0", Covered: true}, {Name: "br1"}}, true)
-	m.SyncFailed(ReasonBuffer, 3*time.Millisecond)
+	m.SyncFailed(ReasonUnknown, 3*time.Millisecond)
 	m.SyncFailed(ReasonRefused, 30*time.Millisecond)
 	m.Synced(Sync{
 		Duration:   700 * time.Microsecond,

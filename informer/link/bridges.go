@@ -149,6 +149,9 @@ func (b *Bridges) Run(ctx context.Context) error {
 			_ = <-done // it ends by the close
 			return nil
 		case err := <-done:
+			if ctx.Err() != nil {
+				return nil // the socket was closed for that reason
+			}
 			return fmt.Errorf("listen to changes of links: %w", err)
 		case <-b.changed:
 		case <-tick.C:

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/selvage-net/selvage/internal/isolate"
 )
 
 const globalOff = `
@@ -93,7 +95,7 @@ func addresses(s ...string) (a []netip.Addr) {
 // switches returns the two switches of a bridge as ip(8) shows them.
 func switches(t *testing.T, bridge string) string {
 	t.Helper()
-	return strings.TrimSpace(sh(t, "ip -d link show "+bridge+" | grep -Eo 'nf_call_ip6?tables [01]' | paste -s -d ' '"))
+	return strings.TrimSpace(isolate.Sh(t, "ip -d link show "+bridge+" | grep -Eo 'nf_call_ip6?tables [01]' | paste -s -d ' '"))
 }
 
 const (
@@ -105,10 +107,10 @@ const (
 // machines on another one: the rules see those of the former, once it is
 // covered, and never those of the latter.
 func TestCover(t *testing.T) {
-	if !isolated(t) {
+	if !isolate.Test(t) {
 		return
 	}
-	sh(t, globalOff+`
+	isolate.Sh(t, globalOff+`
 		ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip addr add fd00:1::1/64 dev cni0 nodad; ip link set cni0 up
 		ip link add br-vm type bridge; ip addr add 192.168.77.1/24 dev br-vm; ip link set br-vm up`)
 	addPod(t, "a", "cni0", "10.244.1.2/24", "fd00:1::2/64")
@@ -145,7 +147,7 @@ func TestCover(t *testing.T) {
 	expect("covered", "192.168.77.3", true)
 
 	// Somebody turns it off: the kernel tells, and it is on again.
-	sh(t, "ip link set cni0 type bridge nf_call_ip6tables 0")
+	isolate.Sh(t, "ip link set cni0 type bridge nf_call_ip6tables 0")
 	await(t, statuses, "looked at again", covers("cni0"))
 	for deadline := time.Now().Add(time.Minute); switches(t, "cni0") != on; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -157,7 +159,7 @@ func TestCover(t *testing.T) {
 	if got := switches(t, "br-vm"); got != off {
 		t.Errorf("br-vm: %s", got)
 	}
-	if got := sh(t, "cat /proc/sys/net/bridge/bridge-nf-call-*"); got != "0\n0\n0\n" {
+	if got := isolate.Sh(t, "cat /proc/sys/net/bridge/bridge-nf-call-*"); got != "0\n0\n0\n" {
 		t.Errorf("switches for all bridges: %q", got)
 	}
 }
@@ -165,18 +167,18 @@ func TestCover(t *testing.T) {
 // TestBridgesThatCarryPods has the bridge come late, as it does with flannel,
 // and checks which of many are found.
 func TestBridgesThatCarryPods(t *testing.T) {
-	if !isolated(t) {
+	if !isolate.Test(t) {
 		return
 	}
-	sh(t, globalOff)
+	isolate.Sh(t, globalOff)
 	b, statuses := start(t, time.Hour)
 	b.Want(prefixes("10.244.1.0/24"), nil)
 	await(t, statuses, "looked at", covers())
 
-	sh(t, "ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0")
+	isolate.Sh(t, "ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0")
 	await(t, statuses, "a bridge with an address in the pod CIDR", covers("cni0"))
 
-	sh(t, `ip link add uplink type bridge; ip addr add 172.16.0.2/24 dev uplink; ip link set uplink up
+	isolate.Sh(t, `ip link add uplink type bridge; ip addr add 172.16.0.2/24 dev uplink; ip link set uplink up
 		ip route add default via 172.16.0.1
 		ip link add other type bridge; ip addr add 172.17.0.1/24 dev other; ip link set other up
 		ip link add routed type veth peer name routed-peer; ip link set routed up; ip route add 10.9.0.9 dev routed
@@ -186,7 +188,7 @@ func TestBridgesThatCarryPods(t *testing.T) {
 	b.Want(prefixes("10.244.1.0/24"), addresses("10.5.3.4", "10.9.0.9"))
 	await(t, statuses, "a pod on a bridge outside the pod CIDR", covers("cni0", "flat"))
 
-	sh(t, "ip link del cni0; ip link del flat")
+	isolate.Sh(t, "ip link del cni0; ip link del flat")
 	await(t, statuses, "bridges gone", covers())
 	for _, bridge := range []string{"uplink", "other"} {
 		if got := switches(t, bridge); got != off {
@@ -199,10 +201,10 @@ func TestBridgesThatCarryPods(t *testing.T) {
 // bridge plugin does with its option vlan. (A macvlan stands in for the VLAN
 // interface here: it is in more kernels.)
 func TestBridgeBelow(t *testing.T) {
-	if !isolated(t) {
+	if !isolate.Test(t) {
 		return
 	}
-	sh(t, globalOff+`ip link add cni0 type bridge; ip link set cni0 up
+	isolate.Sh(t, globalOff+`ip link add cni0 type bridge; ip link set cni0 up
 		ip link add link cni0 name top type macvlan; ip addr add 10.244.1.1/24 dev top; ip link set top up`)
 	b, statuses := start(t, time.Hour)
 	b.Want(prefixes("10.244.1.0/24"), nil)
@@ -214,10 +216,10 @@ func TestBridgeBelow(t *testing.T) {
 
 // TestNoFilter is a kernel without br_netfilter, until it is loaded.
 func TestNoFilter(t *testing.T) {
-	if !isolated(t) {
+	if !isolate.Test(t) {
 		return
 	}
-	sh(t, globalOff+"ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0")
+	isolate.Sh(t, globalOff+"ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0")
 	b, err := NewBridges(Options{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -246,10 +248,10 @@ func TestNoFilter(t *testing.T) {
 // TestCannotSet takes the privilege away: what cannot be set is not covered,
 // unless the switches for all bridges are on anyway.
 func TestCannotSet(t *testing.T) {
-	if !isolated(t) {
+	if !isolate.Test(t) {
 		return
 	}
-	sh(t, globalOff+"ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0")
+	isolate.Sh(t, globalOff+"ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0")
 	look := func() Status {
 		done := make(chan Status)
 		go func() {
@@ -270,11 +272,11 @@ func TestCannotSet(t *testing.T) {
 	if err := look().Uncovered(); !errors.Is(err, unix.EPERM) {
 		t.Errorf("uncovered: %v, want EPERM", err)
 	}
-	sh(t, "echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")
+	isolate.Sh(t, "echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")
 	if err := look().Uncovered(); !errors.Is(err, unix.EPERM) {
 		t.Errorf("uncovered with the switch of one family: %v, want EPERM", err)
 	}
-	sh(t, "echo 1 > /proc/sys/net/bridge/bridge-nf-call-ip6tables")
+	isolate.Sh(t, "echo 1 > /proc/sys/net/bridge/bridge-nf-call-ip6tables")
 	if status := look(); status.Uncovered() != nil || len(status.Bridges) != 1 {
 		t.Errorf("with the switches for all bridges on: %+v", status)
 	}

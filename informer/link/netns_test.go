@@ -1,72 +1,29 @@
 package link
 
 import (
-	"bytes"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/selvage-net/selvage/internal/isolate"
 )
-
-// isolated runs the calling test once more, in a process with network and mount
-// namespaces of its own, and reports its result. It returns true in that
-// process: there, and only there, the test goes on. What the test makes is gone
-// with the process.
-func isolated(t *testing.T) bool {
-	t.Helper()
-	const child = "SELVAGE_TEST_ISOLATED"
-	if os.Getenv(child) == t.Name() {
-		sh(t, "mkdir -p /run/netns && mount -t tmpfs none /run/netns && ip link set lo up")
-		return true
-	}
-	if os.Geteuid() != 0 {
-		if os.Getenv("SELVAGE_REQUIRE_PRIVILEGED") != "" {
-			t.Fatal("SELVAGE_REQUIRE_PRIVILEGED is set, and this test needs root")
-		}
-		t.Skip("SKIPPED, THE KERNEL WAS NOT TESTED: making network namespaces needs root")
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=2m")
-	cmd.Env = append(os.Environ(), child+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s", out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
-		t.Fatal("the test did not run in its own namespaces")
-	}
-	return false
-}
-
-// sh runs a script and returns what it prints.
-func sh(t *testing.T, script string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s\n%s%v", script, out, err)
-	}
-	return string(out)
-}
 
 // addPod makes a pod: a namespace whose eth0 is a port of the bridge.
 func addPod(t *testing.T, name, bridge string, addrs ...string) {
 	t.Helper()
 	r := strings.NewReplacer("POD", name, "BRIDGE", bridge)
-	sh(t, r.Replace(`ip netns add POD
+	isolate.Sh(t, r.Replace(`ip netns add POD
 		ip link add vPOD type veth peer name eth0 netns POD
 		ip link set vPOD master BRIDGE up
 		ip -n POD link set lo up
 		ip -n POD link set eth0 up`))
 	for _, a := range addrs {
-		sh(t, "ip -n "+name+" addr add "+a+" dev eth0 nodad")
+		isolate.Sh(t, "ip -n "+name+" addr add "+a+" dev eth0 nodad")
 	}
 }
 
@@ -146,10 +103,10 @@ func dropUDP(t *testing.T, addrs ...string) func(addr string) func() bool {
 		}
 		rules += "add rule inet test forward " + family + " daddr " + a + " udp dport 7 counter drop\n"
 	}
-	sh(t, "nft -f - <<'END'\n"+rules+"END")
+	isolate.Sh(t, "nft -f - <<'END'\n"+rules+"END")
 	return func(addr string) func() bool {
 		return func() bool {
-			for line := range strings.Lines(sh(t, "nft list chain inet test forward")) {
+			for line := range strings.Lines(isolate.Sh(t, "nft list chain inet test forward")) {
 				if strings.Contains(line, " "+addr+" ") {
 					return !strings.Contains(line, "packets 0 ")
 				}
