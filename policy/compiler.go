@@ -49,10 +49,11 @@ type Compiler struct {
 	// Marks left by Update for settle.
 	dirtyPods       map[*pod]struct{}
 	dirtySignatures map[*signature]struct{}
+	emptied         map[*signature]struct{} // lost their last pod; may have got another
 	dirtySelectors  map[*selector]struct{}
 	newSelectors    map[*selector]struct{}
-	touched         map[netip.Addr]map[*selector]struct{}
-	touchedPorts    map[netip.Addr]map[NamedPort]struct{}
+	touched         map[netip.Addr][]*selector
+	touchedPorts    map[netip.Addr][]NamedPort
 	dispatch        map[netip.Addr]struct{}
 	ownersBefore    map[netip.Addr]*Pod
 	dirtyBase       bool
@@ -122,6 +123,7 @@ type policy struct {
 type selector struct {
 	peer
 	key     string
+	id      string // the hash of the key
 	anchors []anchor
 	members map[*pod]struct{}
 	users   map[*signature]struct{}
@@ -129,7 +131,7 @@ type selector struct {
 	shared bool
 }
 
-func (s *selector) setName(f Family) string { return "sel-" + hash(s.key) + f.Suffix() }
+func (s *selector) setName(f Family) string { return "sel-" + s.id + f.Suffix() }
 
 // NewCompiler returns a Compiler that knows no objects yet. The configuration
 // must be valid.
@@ -150,10 +152,11 @@ func NewCompiler(cfg Config) *Compiler {
 		signatures:      map[string]*signature{},
 		dirtyPods:       map[*pod]struct{}{},
 		dirtySignatures: map[*signature]struct{}{},
+		emptied:         map[*signature]struct{}{},
 		dirtySelectors:  map[*selector]struct{}{},
 		newSelectors:    map[*selector]struct{}{},
-		touched:         map[netip.Addr]map[*selector]struct{}{},
-		touchedPorts:    map[netip.Addr]map[NamedPort]struct{}{},
+		touched:         map[netip.Addr][]*selector{},
+		touchedPorts:    map[netip.Addr][]NamedPort{},
 		dispatch:        map[netip.Addr]struct{}{},
 		ownersBefore:    map[netip.Addr]*Pod{},
 		vacated:         map[netip.Addr]struct{}{},
@@ -395,25 +398,20 @@ func (c *Compiler) touchPod(p *pod) {
 }
 
 func (c *Compiler) touch(a netip.Addr, p *pod) {
-	marks := c.touched[a]
-	if marks == nil {
-		marks = map[*selector]struct{}{}
-		c.touched[a] = marks
+	c.touched[a] = appendMissing(c.touched[a], p.selectors)
+	if len(p.Ports) > 0 {
+		c.touchedPorts[a] = appendMissing(c.touchedPorts[a], p.Ports)
 	}
-	for _, s := range p.selectors {
-		marks[s] = struct{}{}
+}
+
+// appendMissing appends those of more that are not in list. Both are short.
+func appendMissing[T comparable](list, more []T) []T {
+	for _, v := range more {
+		if !slices.Contains(list, v) {
+			list = append(list, v)
+		}
 	}
-	if len(p.Ports) == 0 {
-		return
-	}
-	ports := c.touchedPorts[a]
-	if ports == nil {
-		ports = map[NamedPort]struct{}{}
-		c.touchedPorts[a] = ports
-	}
-	for _, port := range p.Ports {
-		ports[port] = struct{}{}
-	}
+	return list
 }
 
 // claim makes p one of those who say that they have address a.

@@ -27,6 +27,8 @@ type portSet struct {
 	// ranges are sorted and neither overlap nor touch.
 	ranges [len(protocols)][]portRange
 	named  []namedPort
+	// id is the hash of the key: many peers share few sets.
+	id string
 }
 
 func (s *portSet) empty() bool {
@@ -56,6 +58,7 @@ func newPortSet(ranges [len(protocols)][]portRange, named []namedPort) portSet {
 		slices.SortFunc(s.named, compareNamed)
 		s.named = slices.Compact(s.named)
 	}
+	s.id = hash(s.key())
 	return s
 }
 

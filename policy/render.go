@@ -106,7 +106,7 @@ func (c *Compiler) namedSet(n namedPort, t *liveTable) *liveSet {
 // portChain returns the chain that lets the given ports pass, and denies the
 // rest, for the peers of all signatures that are allowed just these.
 func (c *Compiler) portChain(t *liveTable, dir direction, ports portSet) string {
-	name := dir.String() + "-ports-" + hash(ports.key())
+	name := dir.String() + "-ports-" + ports.id
 	if t.chains[name] != nil {
 		return name
 	}

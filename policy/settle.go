@@ -10,7 +10,7 @@ func (c *Compiler) settle() {
 	for p := range c.dirtyPods {
 		c.sign(p)
 	}
-	clear(c.dirtyPods)
+	reset(&c.dirtyPods)
 	for s := range c.dirtySignatures {
 		if len(s.pods) > 0 {
 			c.evaluate(s)
@@ -31,8 +31,7 @@ func (c *Compiler) settle() {
 	}
 	c.forgetUnused()
 	for _, t := range c.tables {
-		t.since.absorb(t.step)
-		t.step = newJournal()
+		t.endStep()
 	}
 }
 
@@ -73,19 +72,19 @@ func (c *Compiler) renderSignature(s *signature) {
 // refreshElements brings the elements of touched addresses up to date.
 func (c *Compiler) refreshElements() {
 	for a := range c.touched {
-		c.dispatch[a] = struct{}{}
+		c.refreshDispatch(a)
 	}
 	for a := range c.dispatch {
 		c.refreshDispatch(a)
 	}
 	for a, selectors := range c.touched {
 		t := c.tables[FamilyOf(a)]
-		for s := range selectors {
-			if set := t.sets[s.setName(t.family)]; set != nil {
+		for _, s := range selectors {
+			if set := t.sets[s.setName(t.family)]; set != nil && !set.isNew {
 				c.refreshShared(t, set, s, a)
 			}
 			for user := range s.users {
-				if set := t.sets[user.peersName(t.family)]; set != nil {
+				if set := t.sets[user.peersName(t.family)]; set != nil && !set.isNew {
 					c.refreshPeer(t, set, user, a)
 				}
 			}
@@ -93,8 +92,8 @@ func (c *Compiler) refreshElements() {
 	}
 	for a, ports := range c.touchedPorts {
 		t := c.tables[FamilyOf(a)]
-		for p := range ports {
-			if set := t.sets[namedSetName(namedPort{p.Name, p.Protocol}, t.family)]; set != nil {
+		for _, p := range ports {
+			if set := t.sets[namedSetName(namedPort{p.Name, p.Protocol}, t.family)]; set != nil && !set.isNew {
 				c.refreshNamed(t, set, p, a)
 			}
 		}
@@ -103,9 +102,9 @@ func (c *Compiler) refreshElements() {
 		c.isolating = now
 		c.renderDispatch(c.tables[IPv6])
 	}
-	clear(c.dispatch)
-	clear(c.touched)
-	clear(c.touchedPorts)
+	reset(&c.dispatch)
+	reset(&c.touched)
+	reset(&c.touchedPorts)
 }
 
 // refreshDispatch decides where the packets of a local pod's address go.
@@ -113,6 +112,9 @@ func (c *Compiler) refreshDispatch(a netip.Addr) {
 	t := c.tables[FamilyOf(a)]
 	owner := c.owners[a]
 	here := owner != nil && c.local(owner.Pod)
+	if _, was := t.sets[dispatchName(ingress, t.family)].elem[AddrKey(a)]; !here && !was {
+		return
+	}
 	isolated := false
 	for _, dir := range directions {
 		v := Verdict{Kind: VerdictReturn}
@@ -180,8 +182,11 @@ func (c *Compiler) refreshNamed(t *liveTable, set *liveSet, p NamedPort, a netip
 func (c *Compiler) forgetUnused() {
 	for s := range c.dirtySignatures {
 		s.settled = s.allow
+	}
+	reset(&c.dirtySignatures)
+	for s := range c.emptied {
 		if len(s.pods) > 0 {
-			continue
+			continue // a pod came back, with a label more or less
 		}
 		for sel := range s.allow.pods {
 			delete(sel.users, s)
@@ -194,17 +199,25 @@ func (c *Compiler) forgetUnused() {
 		}
 		delete(c.signatures, s.chain)
 	}
-	clear(c.dirtySignatures)
-	for _, selectors := range []map[*selector]struct{}{c.dirtySelectors, c.newSelectors} {
-		for s := range selectors {
+	reset(&c.emptied)
+	for _, selectors := range []*map[*selector]struct{}{&c.dirtySelectors, &c.newSelectors} {
+		for s := range *selectors {
 			if len(s.users) == 0 && c.selectors[s.key] == s {
 				c.dropSelector(s)
 			}
 		}
-		clear(selectors)
+		reset(selectors)
 	}
 	for _, t := range c.tables {
 		t.collect()
+	}
+}
+
+// reset empties a map. One that was large once, at the start, would take as
+// long to range over or to clear for ever after.
+func reset[M ~map[K]V, K comparable, V any](m *M) {
+	if len(*m) > 0 {
+		*m = make(M)
 	}
 }
 
@@ -213,10 +226,9 @@ func (c *Compiler) nextGeneration() {
 	c.generation = c.cfg.MarkMask.Next(c.generation)
 	c.tightens = true
 	c.adopted = false
-	clear(c.vacated)
+	reset(&c.vacated)
 	for _, t := range c.tables {
 		c.renderDispatch(t)
-		t.since.absorb(t.step)
-		t.step = newJournal()
+		t.endStep()
 	}
 }

@@ -66,7 +66,7 @@ func hash(text string) string {
 func (c *Compiler) leave(s *signature, p *pod) {
 	delete(s.pods, p)
 	if len(s.pods) == 0 {
-		c.dirtySignatures[s] = struct{}{}
+		c.emptied[s] = struct{}{}
 	}
 }
 
@@ -272,7 +272,7 @@ func (c *Compiler) selector(p peer) *selector {
 	if s := c.selectors[k]; s != nil {
 		return s
 	}
-	s := &selector{peer: p, key: k, anchors: anchorsOf(p.pods), members: map[*pod]struct{}{}, users: map[*signature]struct{}{}}
+	s := &selector{peer: p, key: k, id: hash(k), anchors: anchorsOf(p.pods), members: map[*pod]struct{}{}, users: map[*signature]struct{}{}}
 	c.selectors[k] = s
 	c.newSelectors[s] = struct{}{}
 	switch {

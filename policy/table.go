@@ -29,6 +29,12 @@ type liveSet struct {
 	dir  direction // of rolePeers and roleDispatch
 	elem map[string]Verdict
 	refs int
+	// isNew is true until the end of the step that made the set. The step
+	// fills it as it should be, so that nothing in it needs a second look.
+	isNew bool
+	// untold is true of a new set that was not there at the last Changes
+	// either: it will be told of as a whole, whatever its elements were.
+	untold bool
 }
 
 // liveChain is a chain under construction.
@@ -72,6 +78,17 @@ func newJournal() journal {
 	return journal{sets: map[string]bool{}, chains: map[string]*liveChain{}, elems: map[string]map[string]before{}}
 }
 
+func (j *journal) noteElem(set, key string, was before) {
+	touched := j.elems[set]
+	if touched == nil {
+		touched = map[string]before{}
+		j.elems[set] = touched
+	}
+	if _, ok := touched[key]; !ok {
+		touched[key] = was
+	}
+}
+
 // absorb adds a later journal to j.
 func (j *journal) absorb(later journal) {
 	for name, was := range later.sets {
@@ -108,13 +125,24 @@ func (t *liveTable) addSet(spec Set, r role, dir direction) *liveSet {
 		return s
 	}
 	t.noteSet(spec.Name)
-	s := &liveSet{Set: spec, role: r, dir: dir}
+	s := &liveSet{Set: spec, role: r, dir: dir, isNew: true, untold: !t.step.sets[spec.Name] && !t.since.sets[spec.Name]}
 	if r != roleFixed {
 		s.elem = map[string]Verdict{}
 	}
 	t.sets[spec.Name] = s
 	t.idleSets = append(t.idleSets, spec.Name)
 	return s
+}
+
+// endStep closes the journal of a step.
+func (t *liveTable) endStep() {
+	for name := range t.step.sets {
+		if s := t.sets[name]; s != nil {
+			s.isNew, s.untold = false, false
+		}
+	}
+	t.since.absorb(t.step)
+	t.step = newJournal()
 }
 
 func (t *liveTable) noteSet(name string) {
@@ -146,13 +174,8 @@ func (t *liveTable) setElem(s *liveSet, key string, there bool, v Verdict) {
 	if was.verdict.Chain != "" {
 		t.releaseChain(was.verdict.Chain)
 	}
-	touched := t.step.elems[s.Name]
-	if touched == nil {
-		touched = map[string]before{}
-		t.step.elems[s.Name] = touched
-	}
-	if _, ok := touched[key]; !ok {
-		touched[key] = was
+	if !s.untold {
+		t.step.noteElem(s.Name, key, was)
 	}
 	if there {
 		s.elem[key] = v

@@ -62,7 +62,7 @@ func (c *Compiler) ownersTightened() bool {
 			out = true
 		}
 	}
-	clear(c.ownersBefore)
+	reset(&c.ownersBefore)
 	c.known = true
 	return out
 }
