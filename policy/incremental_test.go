@@ -1,15 +1,12 @@
 package policy_test
 
 import (
-	"net/netip"
 	"slices"
 	"testing"
 
-	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
 
 	"github.com/selvage-net/selvage/policy"
-	"github.com/selvage-net/selvage/policy/oracle"
 	"github.com/selvage-net/selvage/policy/policytest"
 	"github.com/selvage-net/selvage/policy/trace"
 )
@@ -37,14 +34,7 @@ type life struct {
 	// down is true while there is no agent to take in what happens.
 	down   bool
 	kernel *policy.Ruleset
-	flows  map[oracle.Packet]flow
-}
-
-// flow is a connection that was allowed, with the mark that it got then and the
-// pods that it was between.
-type flow struct {
-	mark     uint32
-	src, dst types.UID
+	flows  flows
 }
 
 func newLife(t *rapid.T) *life {
@@ -55,7 +45,7 @@ func newLife(t *rapid.T) *life {
 	cfg.Generation = 0
 	return &life{
 		t: t, cfg: cfg, compiler: policy.NewCompiler(cfg),
-		model: policytest.NewModel(policy.Snapshot{}), kernel: empty(), flows: map[oracle.Packet]flow{},
+		model: policytest.NewModel(policy.Snapshot{}), kernel: empty(), flows: flows{},
 	}
 }
 
@@ -154,47 +144,8 @@ func (l *life) sameAsFromScratch(when string) {
 
 // sound wants every flow that still counts as judged to be allowed, and then
 // lets some packets flow.
-//
-// Flows of a pod that is gone are excepted as long as nobody has its address:
-// there is nobody to send.
 func (l *life) sound(before *policy.Ruleset, change *policy.Change) {
 	s := l.model.Snapshot()
-	mark := change.Mark.Value
-	if change.Tightens {
-		// The generation's value may have been in use a turn ago; conntrack is
-		// rid of such flows before it comes back.
-		for p, f := range l.flows {
-			if f.mark == mark {
-				delete(l.flows, p)
-			}
-		}
-	}
-	for p, f := range l.flows {
-		if f.mark != mark || oracle.Allowed(s, policytest.NodeA, p) {
-			continue
-		}
-		if f.src != "" && owner(s, p.Src) == "" || f.dst != "" && owner(s, p.Dst) == "" {
-			continue
-		}
-		l.t.Fatalf("%+v, once from %q to %q, is denied now and still counts as judged\n%s\nbefore:\n%s\nafter:\n%s",
-			p, f.src, f.dst, policytest.Text(s), before, l.kernel)
-	}
-	tracer := trace.New(l.kernel)
-	for _, p := range rapid.SliceOfN(policytest.Packets(s), 20, 20).Draw(l.t, "packets") {
-		allowed := oracle.Allowed(s, policytest.NodeA, p)
-		got, err := tracer.Run("forward", policytest.Opening(p))
-		if err != nil || (got.Verdict == policy.VerdictAccept) != allowed {
-			l.t.Fatalf("%+v: allowed %v, error %v\n%s", p, allowed, err, got)
-		}
-		if allowed {
-			l.flows[p] = flow{got.Mark, owner(s, p.Src), owner(s, p.Dst)}
-		}
-	}
-}
-
-func owner(s policy.Snapshot, a netip.Addr) types.UID {
-	if p := oracle.Owner(s, a); p != nil {
-		return p.UID
-	}
-	return ""
+	l.flows.outlived(l.t, s, before, l.kernel, change)
+	l.flows.flow(l.t, s, l.kernel, rapid.SliceOfN(policytest.Packets(s), 20, 20).Draw(l.t, "packets"))
 }

@@ -25,19 +25,24 @@ func Next(o Options, s policy.Snapshot) *rapid.Generator[policy.Snapshot] {
 	})
 }
 
+// Step makes a snapshot that differs from s in one object.
+func Step(o Options, s policy.Snapshot) *rapid.Generator[policy.Snapshot] {
+	return rapid.Custom(func(t *rapid.T) policy.Snapshot { return drawer{t, o}.change(s) })
+}
+
 // change changes one object. The objects of s stay as they are.
 func (d drawer) change(s policy.Snapshot) policy.Snapshot {
 	s.Pods, s.Namespaces = slices.Clone(s.Pods), slices.Clone(s.Namespaces)
 	s.Nodes, s.Policies = slices.Clone(s.Nodes), slices.Clone(s.Policies)
-	switch d.upTo(9) {
-	case 0:
+	switch d.upTo(15) {
+	case 0, 1:
 		d.changeNamespace(&s)
-	case 1:
+	case 2:
 		d.changeNode(&s)
-	case 2, 3, 4, 5:
-		d.changePod(&s)
-	default:
+	case 3, 4, 5, 6, 7:
 		d.changePolicy(&s)
+	default:
+		d.changePod(&s)
 	}
 	return s
 }

@@ -37,6 +37,41 @@ func Packets(s policy.Snapshot) *rapid.Generator[oracle.Packet] {
 	})
 }
 
+// Pairs returns packets between all pods, and between them and a few others:
+// for each pair the same ports, of which one is drawn for each protocol.
+func Pairs(s policy.Snapshot) *rapid.Generator[[]oracle.Packet] {
+	ends := append(podAddrs(s), netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9"))
+	ports := interestingPorts(s)
+	return rapid.Custom(func(t *rapid.T) []oracle.Packet {
+		d := drawer{t: t}
+		var packets []oracle.Packet
+		kinds := []oracle.Packet{
+			{Protocol: policy.TCP, Port: pick(d, ports...)}, {Protocol: policy.TCP, Port: pick(d, portNums16()...)},
+			{Protocol: policy.UDP, Port: pick(d, ports...)}, {Protocol: policy.SCTP, Port: pick(d, ports...)}, {Protocol: ICMP},
+		}
+		for _, src := range ends {
+			for _, dst := range ends {
+				if src.Is4() != dst.Is4() {
+					continue
+				}
+				for _, p := range kinds {
+					p.Src, p.Dst = src, dst
+					packets = append(packets, p)
+				}
+			}
+		}
+		return packets
+	})
+}
+
+func portNums16() []uint16 {
+	var out []uint16
+	for _, n := range portNums {
+		out = append(out, uint16(n))
+	}
+	return out
+}
+
 // end draws an end of a connection: most often a pod.
 func (d drawer) end(pods, others []netip.Addr) netip.Addr {
 	if len(pods) > 0 && d.upTo(3) != 0 {

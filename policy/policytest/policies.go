@@ -15,7 +15,7 @@ import (
 
 func (d drawer) policy(s policy.Snapshot, i int) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{
-		Namespace: pick(d, namespaces...), Name: fmt.Sprintf("policy-%d", i), UID: types.UID(fmt.Sprintf("policy-%d", i)),
+		Namespace: d.ns(), Name: fmt.Sprintf("policy-%d", i), UID: types.UID(fmt.Sprintf("policy-%d", i)),
 	}}
 	np.Spec = d.spec(s)
 	return np

@@ -114,6 +114,9 @@ func (d drawer) labels(keys []string) map[string]string {
 	return m
 }
 
+// ns draws the namespace of an object: most are in one, so that they meet.
+func (d drawer) ns() string { return pick(d, "red", "red", "red", "green", "green", "blue") }
+
 func (d drawer) namespace(name string) *policy.Namespace {
 	m := d.labels([]string{"team"})
 	m[corev1.LabelMetadataName] = name
@@ -143,7 +146,7 @@ func (d drawer) node(name string) *policy.Node {
 // pod draws a pod and gives it an identity that no other pod of s has.
 func (d drawer) pod(s policy.Snapshot, i int) *policy.Pod {
 	p := &policy.Pod{
-		Meta:        policy.Meta{Namespace: pick(d, namespaces...), Name: fmt.Sprintf("pod-%d", i), UID: uid(i, 0)},
+		Meta:        policy.Meta{Namespace: d.ns(), Name: fmt.Sprintf("pod-%d", i), UID: uid(i, 0)},
 		Node:        pick(d, NodeA, NodeA, NodeA, NodeB, NodeB),
 		Labels:      policy.NewLabels(d.labels(podKeys)),
 		Ports:       d.namedPorts(),
@@ -192,20 +195,19 @@ func (d drawer) addr(addrs []netip.Addr, s policy.Snapshot, cidr netip.Prefix, o
 	if !d.o.Physical && d.rarely() {
 		return append(addrs, outside)
 	}
-	a := cidr.Addr().Next()
-	for range 1 + d.upTo(8) {
-		a = a.Next()
-	}
-	if !d.o.Physical {
+	a := cidr.Addr().Next().Next()
+	if d.o.Physical || d.maybe() {
+		// The first that is free, so that addresses of gone pods come back.
+		for oracle.Owner(s, a) != nil {
+			a = a.Next()
+		}
 		return append(addrs, a)
 	}
-	for taken(s, a) {
+	for range d.upTo(8) {
 		a = a.Next()
 	}
 	return append(addrs, a)
 }
-
-func taken(s policy.Snapshot, a netip.Addr) bool { return oracle.Owner(s, a) != nil }
 
 func nodeAddrs(node string) []netip.Addr {
 	if node == NodeA {
