@@ -131,15 +131,11 @@ func (k *known) learn(change *policy.Change) {
 			continue
 		}
 		k.table[i] = true
+		if k.hooks[i] == nil {
+			k.hooks[i] = map[string]*policy.Hook{}
+		}
 		for _, ch := range t.SetChains {
-			if ch.Hook == nil {
-				delete(k.hooks[i], ch.Name)
-				continue
-			}
-			if k.hooks[i] == nil {
-				k.hooks[i] = map[string]policy.Hook{}
-			}
-			k.hooks[i][ch.Name] = *ch.Hook
+			k.hooks[i][ch.Name] = ch.Hook
 		}
 		for _, name := range t.DelChains {
 			delete(k.hooks[i], name)

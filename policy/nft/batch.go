@@ -38,8 +38,9 @@ func Encode(c *policy.Change) (Messages, error) {
 type known struct {
 	// table says that a table is there, and awake.
 	table [2]bool
-	// hooks are the base chains of a table, by name, and where they are hooked.
-	hooks [2]map[string]policy.Hook
+	// hooks says of chains of a table, by name, where they are hooked: nil if
+	// nowhere. Regular chains may be missing.
+	hooks [2]map[string]*policy.Hook
 }
 
 // encoder has google/nftables make messages and catches them instead of
@@ -185,19 +186,21 @@ func (e *encoder) switchOver(t *policy.TableChange, k *known) {
 // replaced, whereby the new chain is hooked before the old one is unhooked.
 func (e *encoder) setChain(f policy.Family, c *policy.Chain, k *known) {
 	nc := chain(f, c)
-	hook, hooked := k.hooks[f][c.Name]
+	hook, there := k.hooks[f][c.Name]
 	switch {
-	case c.Hook == nil && !hooked, c.Hook != nil && hooked && *c.Hook == hook:
-		e.conn.FlushChain(nc)
-	case c.Hook != nil && !hooked:
+	case there && !sameHook(hook, c.Hook):
+		e.conn.DelChain(nc)
+		e.conn.AddChain(nc)
+	case !there && c.Hook != nil:
 		e.conn.AddChain(nc)
 		e.conn.FlushChain(nc)
 	default:
-		e.conn.DelChain(nc)
-		e.conn.AddChain(nc)
+		e.conn.FlushChain(nc)
 	}
 	e.addRules(f, c)
 }
+
+func sameHook(a, b *policy.Hook) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // sweep deletes. Rules hold on to sets and chains, and maps to chains, so that
 // all rules go first and chains last; otherwise the kernel answers EBUSY.
@@ -237,7 +240,7 @@ func (e *encoder) addSet(f policy.Family, s *policy.Set) {
 	e.setID++
 	ns := &nftables.Set{
 		Table: table(f), ID: e.setID, Name: s.Name, KeyType: keyType,
-		Interval: s.Interval, KeyByteOrder: binaryutil.BigEndian, Comment: s.Comment,
+		Interval: s.Interval, Size: s.Size, KeyByteOrder: binaryutil.BigEndian, Comment: s.Comment,
 	}
 	if s.Verdicts {
 		ns.IsMap, ns.DataType = true, nftables.TypeVerdict

@@ -91,12 +91,11 @@ func dial(netns int) (Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Errors need neither repeat the message they are about nor lack the
-	// kernel's own words. Both options are older than what else is needed.
-	for _, o := range []netlink.ConnOption{netlink.CapAcknowledge, netlink.ExtendedAcknowledge} {
-		if err := c.SetOption(o, true); err != nil {
-			return nil, errors.Join(err, c.Close())
-		}
+	// An error need not repeat the message that it is about, of up to 64 KiB:
+	// the sequence number tells. Extended acknowledgements would add the offset
+	// of the attribute, but netlink.Conn cannot read them together with this.
+	if err := c.SetOption(netlink.CapAcknowledge, true); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
 	if err := c.SetReadBuffer(readBuffer); err != nil {
 		return nil, errors.Join(err, c.Close())

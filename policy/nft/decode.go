@@ -173,9 +173,8 @@ func (d *decoder) set(b []byte) {
 			flags |= unix.NFT_SET_TIMEOUT
 		case unix.NFTA_SET_DESC:
 			for desc := attributes(a.data); desc.next(); {
-				if desc.typ == unix.NFTA_SET_DESC_SIZE && desc.uint32() != 0 {
-					// A set of a fixed size may be full.
-					flags |= unix.NFT_SET_CONSTANT
+				if desc.typ == unix.NFTA_SET_DESC_SIZE {
+					s.Size = desc.uint32()
 				}
 			}
 		}

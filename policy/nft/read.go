@@ -39,14 +39,11 @@ func (c *Conn) Read() (*policy.Ruleset, error) {
 			return nil, c.fail(fmt.Errorf("read table %s %s: %w", f, policy.TableName, err))
 		}
 		k.table[f] = !dormant
-		k.hooks[f] = map[string]policy.Hook{}
+		k.hooks[f] = map[string]*policy.Hook{}
 		for i := range r.Tables[f].Chains {
 			ch := &r.Tables[f].Chains[i]
-			if ch.Hook == nil {
-				continue
-			}
-			k.hooks[f][ch.Name] = *ch.Hook
-			if dormant {
+			k.hooks[f][ch.Name] = ch.Hook
+			if dormant && ch.Hook != nil {
 				// The rules are there but not in force. Applying a change to
 				// this chain wakes the table.
 				ch.Rules = append(ch.Rules, foreignRule("the table is dormant"))

@@ -55,7 +55,7 @@ func everyTable(f policy.Family) policy.Table {
 		{Name: "named" + v, Key: [2]policy.Type{policy.TypeAddr, policy.TypeService}, Elements: []policy.Element{
 			{Key: policy.AddrServiceKey(a, 0)}, {Key: policy.AddrServiceKey(a, 8080)}, {Key: policy.AddrServiceKey(b, 65535)},
 		}},
-		{Name: "pods" + v, Key: [2]policy.Type{policy.TypeAddr}, Verdicts: true, Comment: "local pods", Elements: []policy.Element{
+		{Name: "pods" + v, Key: [2]policy.Type{policy.TypeAddr}, Verdicts: true, Size: 4096, Comment: "local pods", Elements: []policy.Element{
 			{Key: policy.AddrKey(a), Verdict: policy.Verdict{Kind: policy.VerdictGoto, Chain: "egress"}},
 			{Key: policy.AddrKey(b), Verdict: policy.Verdict{Kind: policy.VerdictReturn}},
 			{Key: policy.AddrKey(b.Next()), Verdict: policy.Verdict{Kind: policy.VerdictJump, Chain: "egress"}},
