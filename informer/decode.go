@@ -168,7 +168,11 @@ func yamlError(d yamlDocument, err error) string {
 	if _, again := yaml.YAMLToJSONStrict(padded); again != nil {
 		err = again
 	}
-	return strings.TrimPrefix(oneLine(err.Error()), "yaml: ")
+	text := oneLine(err.Error())
+	for _, prefix := range []string{"error converting YAML to JSON: ", "yaml: ", "unmarshal errors: "} {
+		text = strings.TrimPrefix(text, prefix)
+	}
+	return text
 }
 
 func decodeJSON(name string, data []byte) []item {

@@ -113,7 +113,7 @@ func (i *Informer) Run(ctx context.Context, sink Sink) error {
 	// The reflectors must be told to end before they are waited for.
 	defer cancel(nil)
 
-	synced, err := i.start(ctx, &wg)
+	synced, err := i.start(withClientLog(ctx, i.o.Logger), &wg)
 	if err != nil {
 		return err
 	}
