@@ -35,8 +35,11 @@ const (
 	ReasonOther Reason = "other"
 )
 
-// Sync is what one successful sync did.
+// Sync is what one sync did.
 type Sync struct {
+	// Failed is empty if it was successful, or else says why it was not; then
+	// Duration, Batches and Messages count, and nothing else.
+	Failed Reason
 	// Duration is the time from the first look at the changes to the kernel's
 	// last acknowledgement.
 	Duration time.Duration
@@ -49,9 +52,9 @@ type Sync struct {
 	Generation uint32
 	// Tightened says that the generation changed.
 	Tightened bool
-	// Repaired says that the tables in the kernel were found to be others than
-	// those that had been written there, and were put right.
-	Repaired bool
+	// Repaired is how many sets, chains and elements in the kernel were found
+	// to be others than had been written there, and were put right.
+	Repaired int
 	// At is when it ended.
 	At time.Time
 }
@@ -77,7 +80,6 @@ type Metrics struct {
 	generation   prometheus.Gauge
 	generations  prometheus.Counter
 	repaired     prometheus.Counter
-	reclaimed    prometheus.Counter
 	objects      *prometheus.GaugeVec
 	invalid      prometheus.Gauge
 	manifests    *prometheus.CounterVec
@@ -111,8 +113,7 @@ func New(version string) *Metrics {
 		inSync:      gauge("selvage_in_sync", "1 if everything desired is in the kernel."),
 		generation:  gauge("selvage_generation", "The generation that the mark of a judged flow carries."),
 		generations: counter("selvage_generation_changes_total", "Restrictive changes: each had every flow on the node judged once more."),
-		repaired:    counter("selvage_drift_repaired_total", "Times that the tables in the kernel were not as they had been written and were put right."),
-		reclaimed:   counter("selvage_reclaim_errors_total", "Times that conntrack entries with an old generation could not be cleared before its value comes round again."),
+		repaired:    counter("selvage_drift_repaired_total", "Sets, chains and elements that somebody else had changed in the kernel and that were put right."),
 		invalid:     gauge("selvage_invalid_policies", "NetworkPolicies that could not be compiled as they are written; what could not be understood of them matches nothing."),
 		bridgesUnmet: gauge("selvage_same_bridge_uncovered",
 			"1 if packets between two pods of this node may pass on a bridge without meeting the rules."),
@@ -142,7 +143,7 @@ func New(version string) *Metrics {
 		m.errors.WithLabelValues(string(r)) // a counter that starts at 0 lets rate() see its first step
 	}
 	m.registry.MustRegister(m.programming, m.duration, m.batches, m.messages, m.errors, m.lastSync, m.inSync,
-		m.generation, m.generations, m.repaired, m.reclaimed, m.objects, m.invalid, m.manifests, m.connected,
+		m.generation, m.generations, m.repaired, m.objects, m.invalid, m.manifests, m.connected,
 		m.bridges, m.bridgesUnmet, build,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -173,34 +174,36 @@ func (m *Metrics) Handler() http.Handler {
 // Gatherer returns the registry for reading.
 func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
 
-// Synced records a successful sync.
+// Synced records a sync.
 func (m *Metrics) Synced(s Sync) {
 	m.duration.Observe(s.Duration.Seconds())
+	m.batches.Add(float64(s.Batches))
+	m.messages.Add(float64(s.Messages))
+	if s.Failed != "" {
+		m.errors.WithLabelValues(string(s.Failed)).Inc()
+		m.inSync.Set(0)
+		return
+	}
 	for _, l := range s.Latencies {
 		m.programming.Observe(l.Seconds())
 	}
-	m.batches.Add(float64(s.Batches))
-	m.messages.Add(float64(s.Messages))
 	m.generation.Set(float64(s.Generation))
 	if s.Tightened {
 		m.generations.Inc()
 	}
-	if s.Repaired {
-		m.repaired.Inc()
-	}
+	m.repaired.Add(float64(s.Repaired))
 	m.lastSync.Set(float64(s.At.UnixMilli()) / 1000)
 	m.inSync.Set(1)
 }
 
-// SyncFailed records a sync that failed after d.
-func (m *Metrics) SyncFailed(reason Reason, d time.Duration) {
-	m.duration.Observe(d.Seconds())
-	m.errors.WithLabelValues(string(reason)).Inc()
-	m.inSync.Set(0)
+// ReadReclaimErrors has a scrape ask read how often conntrack entries with an
+// old generation could not be cleared. It must be called once at most.
+func (m *Metrics) ReadReclaimErrors(read func() uint64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "selvage_reclaim_errors_total",
+		Help: "Times that conntrack entries with an old generation could not be cleared before its value comes round again.",
+	}, func() float64 { return float64(read()) }))
 }
-
-// ReclaimFailed records that old generations could not be cleared.
-func (m *Metrics) ReclaimFailed() { m.reclaimed.Inc() }
 
 // ManifestRefused records a mistake in a manifest.
 func (m *Metrics) ManifestRefused(reason string) { m.manifests.WithLabelValues(reason).Inc() }

@@ -25,11 +25,11 @@ func scene() *Metrics {
 	m.SetObjects("networkpolicies", 1000)
 	m.SetInvalidPolicies(2)
 	m.ManifestRefused("syntax")
-	m.ReclaimFailed()
+	m.ReadReclaimErrors(func() uint64 { return 1 })
 	m.SetBridges([]Bridge{{Name: "gone"}}, true)
 	m.SetBridges([]Bridge{{Name: "cni0", Covered: true}, {Name: "br1"}}, true)
-	m.SyncFailed(ReasonUnknown, 3*time.Millisecond)
-	m.SyncFailed(ReasonRefused, 30*time.Millisecond)
+	m.Synced(Sync{Failed: ReasonUnknown, Duration: 3 * time.Millisecond, Batches: 1, Messages: 10})
+	m.Synced(Sync{Failed: ReasonRefused, Duration: 30 * time.Millisecond})
 	m.Synced(Sync{
 		Duration:   700 * time.Microsecond,
 		Latencies:  []time.Duration{90 * time.Microsecond, time.Millisecond, 20 * time.Second},
@@ -37,7 +37,7 @@ func scene() *Metrics {
 		Messages:   41,
 		Generation: 7,
 		Tightened:  true,
-		Repaired:   true,
+		Repaired:   5,
 		At:         time.UnixMilli(1_800_000_000_500),
 	})
 	return m
@@ -103,7 +103,7 @@ func TestInSync(t *testing.T) {
 	}{
 		{"at start", func() {}, 0},
 		{"after a sync", func() { m.Synced(Sync{}) }, 1},
-		{"after a failure", func() { m.SyncFailed(ReasonOther, 0) }, 0},
+		{"after a failure", func() { m.Synced(Sync{Failed: ReasonOther}) }, 0},
 		{"after the next sync", func() { m.Synced(Sync{}) }, 1},
 	} {
 		step.do()

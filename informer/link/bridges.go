@@ -146,7 +146,7 @@ func (b *Bridges) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			events.close()
-			_ = <-done // it ends by the close
+			<-done // it ends by the close
 			return nil
 		case err := <-done:
 			if ctx.Err() != nil {

@@ -1,0 +1,307 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/selvage-net/selvage/informer"
+	"github.com/selvage-net/selvage/informer/link"
+	"github.com/selvage-net/selvage/metrics"
+	"github.com/selvage-net/selvage/policy"
+	"github.com/selvage-net/selvage/policy/nft"
+)
+
+// stuckAfter is how long one sync may take before /healthz says that the agent
+// hangs.
+const stuckAfter = 2 * time.Minute
+
+// maxWaiting bounds the events whose latency is still to be measured while
+// syncs fail.
+const maxWaiting = 10000
+
+// agent ties the parts together: what the informer brings and the bridges that
+// are found go to the enforcer, and how that went to the metrics and the
+// probes.
+type agent struct {
+	log      *slog.Logger
+	metrics  *metrics.Metrics
+	enforcer enforcer
+	bridges  *link.Bridges
+	// retry is the pause after a sync for the bridges' sake that failed.
+	retry time.Duration
+	// bridgesChanged has something in it if the bridges are to be synced.
+	bridgesChanged chan struct{}
+
+	// syncing is held during a sync, and guards what follows.
+	syncing  sync.Mutex
+	started  bool // there was a first sync, successful or not
+	local    localPods
+	known    map[string]bool // the bridges that the enforcer was told of
+	problems problems
+	policies bool        // a policy changed, and its problems may not be known yet
+	waiting  []time.Time // when the events came that are not in force yet
+
+	mu sync.Mutex
+	// busy is when the sync that is going on began; zero if none is.
+	busy time.Time
+	// complete is true once everything was in force.
+	complete bool
+	// failed is why the last sync did not succeed.
+	failed error
+	// homeless is true if the source has no Node with this node's name.
+	homeless bool
+}
+
+// enforcer is what the agent needs of *nft.Enforcer.
+type enforcer interface {
+	Sync(ctx context.Context, deltas []policy.Delta) (nft.Result, error)
+	Resync()
+	Problems() []policy.Problem
+	Objects() policy.Counts
+}
+
+func newAgent(c config, log *slog.Logger, m *metrics.Metrics) *agent {
+	return &agent{
+		log: log, metrics: m, retry: time.Second,
+		bridgesChanged: make(chan struct{}, 1),
+		local:          localPods{node: c.policy.NodeName},
+		known:          make(map[string]bool),
+		problems:       problems{log: log},
+	}
+}
+
+// sync is the informer's sink.
+func (a *agent) sync(ctx context.Context, b informer.Batch) error {
+	a.syncing.Lock()
+	defer a.syncing.Unlock()
+	if a.local.update(b.Deltas) || b.Initial {
+		a.bridges.Want(a.local.cidrs, a.local.addrs())
+	}
+	if b.Initial {
+		// The rules depend on the bridges: without them the first sync would
+		// take away what the agent before had put in force.
+		a.bridges.Check()
+	} else {
+		a.waiting = append(a.waiting, b.Received...)
+		a.waiting = a.waiting[max(0, len(a.waiting)-maxWaiting):]
+	}
+	return a.apply(ctx, b.Deltas, b.Resync)
+}
+
+// followBridges has the rules follow the bridges until ctx ends.
+func (a *agent) followBridges(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.bridgesChanged:
+		}
+		if a.syncBridges(ctx) == nil {
+			continue
+		}
+		select { // the informer's next call may do it, or fail and log it, before
+		case <-ctx.Done():
+			return nil
+		case <-time.After(a.retry):
+			a.pokeBridges()
+		}
+	}
+}
+
+// syncBridges syncs if the bridges, or the last sync, make that necessary.
+func (a *agent) syncBridges(ctx context.Context) error {
+	a.syncing.Lock()
+	defer a.syncing.Unlock()
+	if !a.started || len(a.bridgeDeltas()) == 0 && a.lastFailure() == nil {
+		return nil // nothing is written before the first sync, which looks itself
+	}
+	return a.apply(ctx, nil, false)
+}
+
+// bridgeDeltas returns what the enforcer does not know yet of the bridges.
+func (a *agent) bridgeDeltas() []policy.Delta {
+	status := a.bridges.Status()
+	if !status.Checked || status.Err != nil {
+		return nil // what was there may still be
+	}
+	var deltas []policy.Delta
+	there := make(map[string]bool, len(status.Bridges))
+	for _, b := range status.Bridges {
+		there[b.Name] = true
+		if !a.known[b.Name] {
+			deltas = append(deltas, bridgeDelta(b.Name, false))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.known)) {
+		if !there[name] {
+			deltas = append(deltas, bridgeDelta(name, true))
+		}
+	}
+	return deltas
+}
+
+func bridgeDelta(name string, gone bool) policy.Delta {
+	return policy.Delta{Object: &policy.Bridge{Meta: policy.Meta{Name: name}}, Deleted: gone}
+}
+
+// apply brings deltas, and what is new of the bridges, into force. syncing is
+// held.
+func (a *agent) apply(ctx context.Context, deltas []policy.Delta, compare bool) error {
+	for _, d := range a.bridgeDeltas() {
+		deltas = append(deltas, d)
+		if name := d.Object.GetObjectMeta().GetName(); d.Deleted {
+			delete(a.known, name)
+		} else {
+			a.known[name] = true
+		}
+	}
+	began := time.Now()
+	a.setBusy(began)
+	if compare {
+		a.enforcer.Resync()
+	}
+	// A signal does not end a sync half-way: what it has begun is in force
+	// sooner than the next agent is there.
+	result, err := a.enforcer.Sync(context.WithoutCancel(ctx), deltas)
+	at := time.Now()
+	a.started = true
+	a.reportObjects(deltas, err)
+	a.setDone(err)
+	a.reportSync(result, err, at, at.Sub(began))
+	return err
+}
+
+// reportObjects tells of what is known, and of what is wrong with it.
+func (a *agent) reportObjects(deltas []policy.Delta, err error) {
+	counts := a.enforcer.Objects()
+	a.metrics.SetObjects("pods", counts.Pods)
+	a.metrics.SetObjects("local_pods", counts.LocalPods)
+	a.metrics.SetObjects("namespaces", counts.Namespaces)
+	a.metrics.SetObjects("networkpolicies", counts.Policies)
+	// To ask for the problems is to look at all policies: not for each pod.
+	a.policies = a.policies || slices.ContainsFunc(deltas, isPolicy)
+	if a.policies {
+		a.metrics.SetInvalidPolicies(a.problems.set(a.enforcer.Problems()))
+		a.policies = err != nil // it may not have compiled them yet
+	}
+}
+
+func isPolicy(d policy.Delta) bool {
+	_, ok := d.Object.(*networkingv1.NetworkPolicy)
+	return ok
+}
+
+// reportSync tells how a sync went. Errors are logged by the informer.
+func (a *agent) reportSync(r nft.Result, err error, at time.Time, took time.Duration) {
+	s := metrics.Sync{
+		Failed: reasonOf(err), Duration: took, Batches: r.Batches, Messages: r.Messages, At: at,
+		Generation: r.Generation, Tightened: r.Tightened, Repaired: r.Repaired,
+	}
+	if err == nil {
+		for _, came := range a.waiting {
+			s.Latencies = append(s.Latencies, at.Sub(came))
+		}
+		a.waiting = nil
+	}
+	a.metrics.Synced(s)
+	if r.Messages > 0 {
+		a.log.Debug("rules changed", "messages", r.Messages, "elements", r.Elements, "generation", r.Generation,
+			"tightened", r.Tightened, "took", took.Round(time.Microsecond), "events", len(s.Latencies))
+	}
+}
+
+// reasonOf sorts errors into those that an operator can tell apart.
+func reasonOf(err error) metrics.Reason {
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, nft.ErrPermission):
+		return metrics.ReasonPermission
+	case errors.Is(err, nft.ErrRefused):
+		return metrics.ReasonRefused
+	case errors.Is(err, nft.ErrUnknown):
+		return metrics.ReasonUnknown
+	}
+	return metrics.ReasonOther
+}
+
+func (a *agent) setBusy(since time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.busy = since
+}
+
+// setDone notes how a sync went.
+func (a *agent) setDone(err error) {
+	a.mu.Lock()
+	first := err == nil && !a.complete
+	a.busy, a.failed, a.homeless = time.Time{}, err, !a.local.here
+	a.complete = a.complete || err == nil
+	homeless := a.homeless
+	a.mu.Unlock()
+	if first {
+		a.log.Info("everything is in force", "pods", len(a.local.pods), "podCIDRs", fmt.Sprint(a.local.cidrs))
+		if homeless {
+			a.log.Error("the source has no such Node: its unknown pods cannot be kept closed, and if the name is wrong nothing is enforced",
+				"node", a.local.node)
+		}
+	}
+}
+
+func (a *agent) lastFailure() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.failed
+}
+
+// healthy tells whether the loop goes round.
+func (a *agent) healthy() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if since := time.Since(a.busy); !a.busy.IsZero() && since > stuckAfter {
+		return fmt.Errorf("a sync hangs, for %v now", since.Round(time.Second))
+	}
+	return nil
+}
+
+// ready tells whether everything desired is in force, or all that is missing.
+func (a *agent) ready() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	switch {
+	case a.failed != nil:
+		errs = append(errs, fmt.Errorf("the rules are not as desired: %w", a.failed))
+	case !a.complete:
+		return errors.New("the objects of the cluster have not all come yet")
+	}
+	if a.homeless {
+		errs = append(errs, fmt.Errorf("the source has no Node named %s", a.local.node))
+	}
+	return errors.Join(append(errs, a.bridges.Status().Uncovered())...)
+}
+
+// observeBridges is told by link.Bridges after each look.
+func (a *agent) observeBridges(s link.Status) {
+	bridges := make([]metrics.Bridge, 0, len(s.Bridges))
+	for _, b := range s.Bridges {
+		bridges = append(bridges, metrics.Bridge{Name: b.Name, Covered: b.Err == nil})
+	}
+	a.metrics.SetBridges(bridges, s.Uncovered() != nil)
+	a.pokeBridges()
+}
+
+func (a *agent) pokeBridges() {
+	select {
+	case a.bridgesChanged <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"github.com/selvage-net/selvage/informer"
+	"github.com/selvage-net/selvage/policy"
+	"github.com/selvage-net/selvage/policy/nft"
+)
+
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "selvage",
+		Short:         "NetworkPolicy in the kernel, for clusters with a simple network",
+		SilenceUsage:  true,
+		SilenceErrors: true, // run prints them
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newAgentCommand(), newCompileCommand(), newCleanupCommand(), newVersionCommand())
+	return root
+}
+
+func newAgentCommand() *cobra.Command {
+	c := defaultConfig()
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "enforce the cluster's NetworkPolicies on this node",
+		Long: `Enforce the cluster's NetworkPolicies for the pods of this node, by the nftables
+tables "ip selvage" and "ip6 selvage". They stay in force when the agent ends;
+the next one takes them over as they are. It needs root, or CAP_NET_ADMIN.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := c.validate(); err != nil {
+				return err
+			}
+			return runAgent(cmd.Context(), c, newLogger(c, cmd.ErrOrStderr()))
+		},
+	}
+	c.addPolicyFlags(cmd.Flags())
+	c.addAgentFlags(cmd.Flags())
+	return cmd
+}
+
+func newCompileCommand() *cobra.Command {
+	c := defaultConfig()
+	cmd := &cobra.Command{
+		Use:   "compile",
+		Short: "print the rules that manifests mean for a node; needs no privileges",
+		Long: `Print the rules that the manifests mean for a node, as nft would write them.
+Whatever is wrong with the manifests or the policies in them is said, one per
+line, and makes the exit code 1: a check for a pipeline.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.manifests == "" {
+				return errors.New("--manifests must say what to compile")
+			}
+			if err := c.validatePolicy(); err != nil {
+				return err
+			}
+			return compile(c, cmd.OutOrStdout())
+		},
+	}
+	c.addPolicyFlags(cmd.Flags())
+	return cmd
+}
+
+func compile(c config, w io.Writer) error {
+	snapshot, err := informer.Load(c.manifests)
+	errs := []error{err}
+	ruleset, problems := policy.Compile(c.policy, snapshot)
+	for _, p := range problems {
+		errs = append(errs, fmt.Errorf("NetworkPolicy %s/%s: %w", p.Namespace, p.Name, p.Err))
+	}
+	if _, err := io.WriteString(w, ruleset.String()); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func newCleanupCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "cleanup",
+		Short: "remove everything that the agent has put into the kernel of this node",
+		Long: `Remove the tables "ip selvage" and "ip6 selvage": from then on nothing is
+enforced. The agent must not be running. The switches nf_call_iptables and
+nf_call_ip6tables of the pods' bridge stay on: others may rely on them by now.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			removed, err := cleanup()
+			if err != nil {
+				return err
+			}
+			say := "there was nothing to remove"
+			if removed {
+				say = "removed the tables ip selvage and ip6 selvage"
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), say)
+			return err
+		},
+	}
+}
+
+func cleanup() (removed bool, err error) {
+	release, err := lock()
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	conn, err := nft.Open(nft.Options{})
+	if err != nil {
+		return false, err
+	}
+	removed, err = conn.Cleanup()
+	return removed, errors.Join(err, conn.Close())
+}
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "selvage %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}

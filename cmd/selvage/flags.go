@@ -1,0 +1,132 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/selvage-net/selvage/policy"
+)
+
+// config is everything that the agent can be told.
+type config struct {
+	policy policy.Config
+
+	// kubeconfig is the file that says where the API server is. Empty: the
+	// service account of the pod.
+	kubeconfig string
+	// manifests is the directory that is read in place of the API.
+	manifests string
+
+	// httpAddress is where /metrics, /healthz and /readyz are served; empty:
+	// nowhere.
+	httpAddress string
+	logLevel    string
+	logFormat   string
+
+	// resyncInterval is the time between two comparisons with all that is in
+	// the kernel.
+	resyncInterval time.Duration
+}
+
+func defaultConfig() config {
+	return config{
+		policy:         policy.DefaultConfig(os.Getenv("NODE_NAME")),
+		httpAddress:    "127.0.0.1:9470",
+		logLevel:       "info",
+		logFormat:      "text",
+		resyncInterval: 10 * time.Minute,
+	}
+}
+
+// addPolicyFlags are the flags of all commands that compile.
+func (c *config) addPolicyFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.policy.NodeName, "node-name", c.policy.NodeName, "name of this node, as its Node object has it (default $NODE_NAME)")
+	f.StringVar(&c.manifests, "manifests", "", "directory of YAML or JSON manifests to read in place of the Kubernetes API")
+	f.Var((*markMask)(&c.policy.MarkMask), "mark-mask", "bits of the conntrack mark that may be used; they must be nobody else's")
+	f.Var((*text[policy.DenyAction])(&c.policy.DenyAction), "deny-action", "what to do with a packet that policy denies: drop or reject")
+	f.Var((*text[policy.PodToNode])(&c.policy.PodToNode), "pod-to-node", "what applies to traffic from a pod to its own node: allow, or policy (its egress policies)")
+	f.IntVar(&c.policy.SharedAbove, "shared-set-threshold", c.policy.SharedAbove, "pods that a selector must match more of to become one set that all policies share")
+}
+
+// addAgentFlags are the flags of the agent alone.
+func (c *config) addAgentFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.kubeconfig, "kubeconfig", "", "file that says where the API server is (default: the pod's service account)")
+	f.StringVar(&c.httpAddress, "http-address", c.httpAddress, "where to serve /metrics, /healthz and /readyz; empty to serve nothing")
+	f.StringVar(&c.logLevel, "log-level", c.logLevel, "debug, info, warn or error")
+	f.StringVar(&c.logFormat, "log-format", c.logFormat, "text or json")
+	f.DurationVar(&c.resyncInterval, "resync-interval", c.resyncInterval, "time between two full comparisons with what is in the kernel")
+}
+
+// validate says what is wrong with the agent's configuration, all at once.
+func (c *config) validate() error {
+	errs := []error{c.validatePolicy()}
+	if c.manifests != "" && c.kubeconfig != "" {
+		errs = append(errs, errors.New("--manifests and --kubeconfig exclude each other"))
+	}
+	if c.httpAddress != "" {
+		if _, port, err := net.SplitHostPort(c.httpAddress); err != nil {
+			errs = append(errs, fmt.Errorf("--http-address: %w", err))
+		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			errs = append(errs, fmt.Errorf("--http-address: %q is not a port", port))
+		}
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.logLevel)); err != nil {
+		errs = append(errs, fmt.Errorf("--log-level: %q is none of debug, info, warn and error", c.logLevel))
+	}
+	if c.logFormat != "text" && c.logFormat != "json" {
+		errs = append(errs, fmt.Errorf("--log-format: %q is neither text nor json", c.logFormat))
+	}
+	if c.resyncInterval < time.Second {
+		errs = append(errs, fmt.Errorf("--resync-interval: %v is less than a second", c.resyncInterval))
+	}
+	return errors.Join(errs...)
+}
+
+// validatePolicy checks what addPolicyFlags can set.
+func (c *config) validatePolicy() error {
+	errs := []error{}
+	if c.policy.NodeName == "" {
+		errs = append(errs, errors.New("the node's name is not known: give --node-name or set NODE_NAME"))
+	} else {
+		errs = append(errs, c.policy.Validate())
+	}
+	if c.manifests != "" {
+		if info, err := os.Stat(c.manifests); err != nil {
+			errs = append(errs, fmt.Errorf("--manifests: %w", err))
+		} else if !info.IsDir() {
+			errs = append(errs, fmt.Errorf("--manifests: %s is not a directory", c.manifests))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// markMask is a flag's value in hexadecimal, the way marks are written.
+type markMask policy.MarkMask
+
+func (m *markMask) String() string { return fmt.Sprintf("%#x", uint32(*m)) }
+
+func (m *markMask) Set(s string) error {
+	v, err := strconv.ParseUint(s, 0, 32)
+	if err != nil {
+		return fmt.Errorf("%q is no number of 32 bits", s)
+	}
+	*m = markMask(v)
+	return nil
+}
+
+func (m *markMask) Type() string { return "mask" }
+
+// text is a flag's value that Validate checks later.
+type text[T ~string] string
+
+func (t *text[T]) String() string     { return string(*t) }
+func (t *text[T]) Set(s string) error { *t = text[T](s); return nil }
+func (t *text[T]) Type() string       { return "string" }
