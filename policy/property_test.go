@@ -203,7 +203,7 @@ func (j *judge) toNode(p oracle.Packet) {
 		}
 		return
 	}
-	allowed := oracle.AllowedToNode(j.snapshot, j.cfg.NodeName, p)
+	allowed := oracle.EgressAllowed(j.snapshot, j.cfg.NodeName, p)
 	opening := policytest.Opening(p)
 	opening.Flow.Mark = j.old
 	j.wantAt("input", "new connection", allowed, opening)

@@ -32,23 +32,19 @@ func (p Packet) GoString() string { return p.String() }
 // sends itself, are not its business here ("design"; and types.go: "Traffic is
 // allowed ... if the traffic source is the pod's local node").
 func Allowed(s policy.Snapshot, node string, p Packet) bool {
-	if unknown(s, node, p.Src) || unknown(s, node, p.Dst) {
-		return false
-	}
-	if reachesItself(s, p) {
-		return true
-	}
-	return egressAllowed(s, node, p) && ingressAllowed(s, node, p)
+	return EgressAllowed(s, node, p) && IngressAllowed(s, node, p)
 }
 
-// AllowedToNode tells whether a pod may open this connection to the node that
-// it runs on, if such traffic is subject to policy: to egress alone, because
-// what would be the ingress policy of a node does not exist.
-func AllowedToNode(s policy.Snapshot, node string, p Packet) bool {
-	if unknown(s, node, p.Src) {
-		return false
-	}
-	return egressAllowed(s, node, p)
+// EgressAllowed tells whether the source may send the packet. This alone is
+// asked where a pod talks to the node that it runs on and such traffic is
+// subject to policy: a node has no ingress policy.
+func EgressAllowed(s policy.Snapshot, node string, p Packet) bool {
+	return !unknown(s, node, p.Src) && (reachesItself(s, p) || egressAllowed(s, node, p))
+}
+
+// IngressAllowed tells whether the destination may get the packet.
+func IngressAllowed(s policy.Snapshot, node string, p Packet) bool {
+	return !unknown(s, node, p.Dst) && (reachesItself(s, p) || ingressAllowed(s, node, p))
 }
 
 // Isolated tells in which directions policies of the named node isolate the pod
