@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/selvage-net/selvage/informer"
 	"github.com/selvage-net/selvage/policy"
 )
 
@@ -41,7 +42,7 @@ func defaultConfig() config {
 		httpAddress:    "127.0.0.1:9470",
 		logLevel:       "info",
 		logFormat:      "text",
-		resyncInterval: 10 * time.Minute,
+		resyncInterval: informer.DefaultResyncInterval,
 	}
 }
 
