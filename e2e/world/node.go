@@ -136,10 +136,10 @@ func (n *Node) RouteVia(dst netip.Prefix, other *Node) error {
 	return n.addRoute(dst, "eth0", other.Addr(policy.FamilyOf(dst.Addr())), netip.Addr{})
 }
 
-// AddAddr gives the node one more address, on its loopback.
+// AddAddr gives the node one more address.
 func (n *Node) AddAddr(a netip.Addr) error {
 	n.extra = append(n.extra, a)
-	return n.addAddr("lo", single(a), netlink.SCOPE_UNIVERSE)
+	return n.addAddr("eth0", single(a), netlink.SCOPE_UNIVERSE)
 }
 
 // Addr returns the node's address of a family on the underlay.

@@ -18,18 +18,16 @@ import (
 
 // Protocols that no policy can name (IANA, protocol numbers).
 const (
-	ICMP    policy.Protocol = 1
-	GRE     policy.Protocol = 47
-	ICMPv6  policy.Protocol = 58
-	UDPLite policy.Protocol = 136
+	ICMP   policy.Protocol = 1
+	GRE    policy.Protocol = 47
+	ICMPv6 policy.Protocol = 58
 	// Nameless is one that is set aside for experiments (RFC 3692).
 	Nameless policy.Protocol = 253
 )
 
 // A probe of a protocol without a server in the kernel is a header of 8 bytes,
 // the token in binary, and a byte that tells question from answer. The header
-// is zero, which GRE takes for its oldest version without options, or that of
-// UDP-Lite.
+// is zero, which GRE takes for its oldest version without options.
 const (
 	rawHeaderLen = 8
 	rawLen       = rawHeaderLen + tokenLen/2 + 1
@@ -37,41 +35,26 @@ const (
 	answer       = '!'
 )
 
-func rawPacket(proto policy.Protocol, src, dst netip.AddrPort, token []byte, kind byte) []byte {
+func rawPacket(token []byte, kind byte) []byte {
 	b := make([]byte, rawHeaderLen, rawLen)
-	b = append(append(b, token...), kind)
-	if proto == UDPLite {
-		binary.BigEndian.PutUint16(b[0:], src.Port())
-		binary.BigEndian.PutUint16(b[2:], dst.Port())
-		// A coverage of 0 is the whole packet (RFC 3828, 3.1).
-		binary.BigEndian.PutUint16(b[6:], checksum(src.Addr(), dst.Addr(), proto, b))
-	}
-	return b
+	return append(append(b, token...), kind)
 }
 
-// rawSocket opens the socket of a probe, which reads until ctx ends, and says
-// what its address is.
-func (p Probe) rawSocket(ctx context.Context) (c *net.IPConn, src netip.Addr, err error) {
-	src = p.Src
+// rawSocket opens the socket of a probe, which reads until ctx ends.
+func (p Probe) rawSocket(ctx context.Context) (*net.IPConn, error) {
+	src := p.Src
 	if !src.IsValid() {
-		// Checksums need the address that the kernel would take.
-		udp, err := p.From.DialUDP(src, netip.AddrPortFrom(p.To.Addr(), 9))
-		if err != nil {
-			return nil, src, err
-		}
-		src = udp.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
-		if err := udp.Close(); err != nil {
-			return nil, src, err
-		}
+		src = map[bool]netip.Addr{true: netip.IPv4Unspecified(), false: netip.IPv6Unspecified()}[p.To.Addr().Is4()]
 	}
-	if c, err = p.From.ListenRaw(p.Protocol, src); err != nil {
-		return nil, src, err
+	c, err := p.From.ListenRaw(p.Protocol, src)
+	if err != nil {
+		return nil, err
 	}
 	deadline, _ := ctx.Deadline()
 	if err := c.SetDeadline(deadline); err != nil {
-		return nil, src, errors.Join(err, c.Close())
+		return nil, errors.Join(err, c.Close())
 	}
-	return c, src, nil
+	return c, nil
 }
 
 func (p Probe) sendRaw(ctx context.Context, token string) error {
@@ -79,7 +62,7 @@ func (p Probe) sendRaw(ctx context.Context, token string) error {
 	if err != nil {
 		return err
 	}
-	c, src, err := p.rawSocket(ctx)
+	c, err := p.rawSocket(ctx)
 	if err != nil {
 		return err
 	}
@@ -92,8 +75,7 @@ func (p Probe) sendRaw(ctx context.Context, token string) error {
 	case ICMPv6:
 		out, err = echo(ipv6.ICMPTypeEchoRequest, id)
 	default:
-		from := netip.AddrPortFrom(src, binary.BigEndian.Uint16(id)|1<<15)
-		out, last = rawPacket(p.Protocol, from, p.To, id, question), []byte{answer}
+		out, last = rawPacket(id, question), []byte{answer}
 	}
 	if err != nil {
 		return err
@@ -120,8 +102,7 @@ func echo(request icmp.Type, token []byte) ([]byte, error) {
 	return m.Marshal(nil)
 }
 
-func (n *Namespace) answerRaw(c *net.IPConn, proto policy.Protocol) {
-	local := c.LocalAddr().(*net.IPAddr).IP
+func (n *Namespace) answerRaw(c *net.IPConn) {
 	buf := make([]byte, 2048)
 	for {
 		size, from, err := c.ReadFromIP(buf)
@@ -133,11 +114,6 @@ func (n *Namespace) answerRaw(c *net.IPConn, proto policy.Protocol) {
 		}
 		token := buf[rawHeaderLen : rawLen-1]
 		n.arrived.add(hex.EncodeToString(token))
-		src, _ := netip.AddrFromSlice(local)
-		dst, _ := netip.AddrFromSlice(from.IP)
-		out := rawPacket(proto,
-			netip.AddrPortFrom(src.Unmap(), binary.BigEndian.Uint16(buf[2:])),
-			netip.AddrPortFrom(dst.Unmap(), binary.BigEndian.Uint16(buf[0:])), token, answer)
-		_, _ = c.WriteToIP(out, from) // a lost answer shows at the one who waits for it
+		_, _ = c.WriteToIP(rawPacket(token, answer), from) // a lost answer shows at the one who waits for it
 	}
 }

@@ -103,7 +103,7 @@ func (p Probe) sendSCTP(ctx context.Context, token string) error {
 		return err
 	}
 	tag := uint32(id[4])<<24 | uint32(id[5])<<16 | uint32(id[6])<<8 | uint32(id[7])
-	c, _, err := p.rawSocket(ctx)
+	c, err := p.rawSocket(ctx)
 	if err != nil {
 		return err
 	}

@@ -129,7 +129,7 @@ func (n *Namespace) listen(k listenerKey) (io.Closer, error) {
 	}
 	c, err := n.ListenRaw(k.port.Protocol, k.addr)
 	if err == nil {
-		go n.answerRaw(c, k.port.Protocol)
+		go n.answerRaw(c)
 	}
 	return c, err
 }

@@ -8,8 +8,10 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // The underlay that joins the nodes. Node number i has address i+10 in each.
@@ -138,7 +140,24 @@ func (n *Namespace) addAddr(link string, addr netip.Prefix, scope netlink.Scope)
 	if err := n.nl.AddrReplace(l, a); err != nil {
 		return fmt.Errorf("address %s on %s in %s: %w", addr, link, n.ID, err)
 	}
+	if addr.Addr().Is6() && !addr.Addr().IsLinkLocalUnicast() {
+		return n.waitLocal(addr.Addr())
+	}
 	return nil
+}
+
+// waitLocal waits until the kernel takes an IPv6 address for its own. Even
+// without duplicate address detection a work queue has to see to it
+// (addrconf_dad_work in net/ipv6/addrconf.c); until then the host forwards
+// what comes for it.
+func (n *Namespace) waitLocal(a netip.Addr) error {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		routes, err := n.nl.RouteGet(a.AsSlice())
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+	}
+	return fmt.Errorf("address %s in %s is not local %v after it was added", a, n.ID, patience)
 }
 
 // addRoute adds a route to dst by link, via a gateway unless that is zero, with

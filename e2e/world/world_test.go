@@ -24,7 +24,7 @@ var (
 	serves = []world.Port{{Protocol: policy.TCP, Number: 80}, {Protocol: policy.UDP, Number: 53}, {Protocol: policy.SCTP}}
 	// portless protocols have one flow for each pair of addresses, whoever
 	// opens it.
-	portless = []world.Port{{Protocol: world.GRE}, {Protocol: world.UDPLite}, {Protocol: world.Nameless}}
+	portless = []world.Port{{Protocol: world.GRE}, {Protocol: world.Nameless}}
 )
 
 // requireRoot skips a test that needs privileges, or fails it where a skip
