@@ -91,10 +91,11 @@ func localPod(s policy.Snapshot, node string, addr netip.Addr) *policy.Pod {
 	return nil
 }
 
-// unknown: an address from the node's own ranges that no pod is known to own is
-// a pod that starts, or one that pretends. design: in doubt closed.
+// unknown: an address from the node's own ranges that no pod of this node is
+// known to own is a pod that starts, or one that pretends. design: in doubt
+// closed.
 func unknown(s policy.Snapshot, node string, addr netip.Addr) bool {
-	if Owner(s, addr) != nil {
+	if localPod(s, node, addr) != nil {
 		return false
 	}
 	for _, n := range s.Nodes {

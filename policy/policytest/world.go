@@ -182,6 +182,9 @@ func (d drawer) addrs(s policy.Snapshot, p *policy.Pod) []netip.Addr {
 	var addrs []netip.Addr
 	families := pick(d, 3, 3, 3, 1, 2, 0)
 	v4, v6 := nodeCIDRs(p.Node)
+	if !d.o.Physical && d.rarely() {
+		v4, v6 = nodeCIDRs(NodeA)
+	}
 	if families&1 != 0 {
 		addrs = d.addr(addrs, s, v4, netip.MustParseAddr("10.9.0.2"))
 	}
