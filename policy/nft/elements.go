@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -194,7 +193,14 @@ func appendElementVerdict(b []byte, v policy.Verdict) []byte {
 }
 
 // isLast tells whether there is no address or port after key.
-func isLast(key string) bool { return strings.Trim(key, "\xff") == "" }
+func isLast(key string) bool {
+	for i := range len(key) {
+		if key[i] != 0xff {
+			return false
+		}
+	}
+	return true
+}
 
 // increment adds one to a number in network byte order: an interval's end is
 // the first key that is not in it.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,10 +100,21 @@ func (n *namespace) nft(t testing.TB, commands string) {
 	n.run(t, commands, "nft", "-f", "-")
 }
 
-// list is the ruleset as nft(8) shows it, without counts.
+// list is the ruleset as nft(8) shows it, without counts. The sets and chains
+// of a table, which nft shows in the order in which they were made, are sorted.
 func (n *namespace) list(t testing.TB) string {
 	t.Helper()
-	return n.run(t, "", "nft", "-s", "list", "ruleset")
+	tables := strings.SplitAfter(n.run(t, "", "nft", "-s", "list", "ruleset"), "\n}\n")
+	for i, table := range tables {
+		head, body, ok := strings.Cut(table, "{\n")
+		if !ok {
+			continue
+		}
+		blocks := strings.Split(strings.TrimSuffix(body, "\n}\n"), "\n\n")
+		slices.Sort(blocks)
+		tables[i] = head + "{\n" + strings.Join(blocks, "\n\n") + "\n}\n"
+	}
+	return strings.Join(tables, "")
 }
 
 // open returns a Conn for the namespace.
