@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -34,7 +35,7 @@ type agent struct {
 	log      *slog.Logger
 	metrics  *metrics.Metrics
 	enforcer enforcer
-	bridges  *link.Bridges
+	bridges  bridges
 	// retry is the pause after a sync for the bridges' sake that failed.
 	retry time.Duration
 	// bridgesChanged has something in it if the bridges are to be synced.
@@ -66,6 +67,13 @@ type enforcer interface {
 	Resync()
 	Problems() []policy.Problem
 	Objects() policy.Counts
+}
+
+// bridges is what the agent needs of *link.Bridges.
+type bridges interface {
+	Want(cidrs []netip.Prefix, pods []netip.Addr)
+	Check() link.Status
+	Status() link.Status
 }
 
 func newAgent(c config, log *slog.Logger, m *metrics.Metrics) *agent {

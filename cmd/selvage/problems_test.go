@@ -1,12 +1,18 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"golang.org/x/time/rate"
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
 
 	"github.com/selvage-net/selvage/policy"
@@ -53,7 +59,37 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-func TestEvents(t *testing.T) {
+// TestEvent has an API server get the Event.
+func TestEvent(t *testing.T) {
+	got := make(chan eventsv1.Event, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var e eventsv1.Event
+		if err := json.NewDecoder(r.Body).Decode(&e); err != nil || r.Method != http.MethodPost || r.URL.Path != "/apis/events.k8s.io/v1/namespaces/ns/events" {
+			t.Errorf("%s %s: %v", r.Method, r.URL, err)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusCreated)
+		if err := json.NewEncoder(w).Encode(e); err != nil {
+			t.Error(err)
+		}
+		got <- e
+	}))
+	defer server.Close()
+	event, err := newEvents(t.Context(), &rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event(policy.Problem{Namespace: "ns", Name: "a", UID: "1-2-3", Err: errors.New("no such port")})
+	e := <-got
+	want := corev1.ObjectReference{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Namespace: "ns", Name: "a", UID: "1-2-3"}
+	if e.Regarding != want || e.Type != corev1.EventTypeWarning || e.Reason != "NotCompiled" || e.ReportingController != "selvage.dev/agent" ||
+		!strings.HasPrefix(e.Note, "no such port; ") {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestEventLimit drops what is too much.
+func TestEventLimit(t *testing.T) {
 	r := events.NewFakeRecorder(10)
 	event := eventFunc(r, rate.NewLimiter(0, 2))
 	for range 5 {

@@ -46,9 +46,11 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	if a.bridges, err = link.NewBridges(link.Options{Logger: log, Observe: a.observeBridges}); err != nil {
+	b, err := link.NewBridges(link.Options{Logger: log, Observe: a.observeBridges})
+	if err != nil {
 		return err
 	}
+	a.bridges = b
 	e := nft.NewEnforcer(nft.EnforcerOptions{Conn: conn, Config: c.policy, Reclaimer: conntrack.Table{}, Logger: log})
 	defer func() { err = errors.Join(err, e.Close()) }()
 	a.enforcer = e
@@ -65,7 +67,7 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 		"sharedSetThreshold", c.policy.SharedAbove, "http", c.httpAddress)
 	inf := informer.New(informer.Options{Source: source, Logger: log, ResyncInterval: c.resyncInterval, Observe: observe})
 	group.Go(func() error { return inf.Run(ctx, a.sync) })
-	group.Go(func() error { return a.bridges.Run(ctx) })
+	group.Go(func() error { return b.Run(ctx) })
 	group.Go(func() error { return a.followBridges(ctx) })
 	if err = group.Wait(); err != nil {
 		return err
