@@ -75,7 +75,7 @@ func TestEvent(t *testing.T) {
 		got <- e
 	}))
 	defer server.Close()
-	event, err := newEvents(t.Context(), &rest.Config{Host: server.URL})
+	event, err := newEvents(t.Context(), &rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
 	if err != nil {
 		t.Fatal(err)
 	}
