@@ -219,9 +219,9 @@ type listed struct {
 	flags   uint32
 }
 
-// elements takes in the elements of a set. Keys and chain names are parts of
-// one string per message, since there may be very many.
-func (d *decoder) elements(s *policy.Set, msgs []netlink.Message) {
+// elements takes in the elements of a set, and tells whether none was listed
+// twice. Keys are parts of one string per message, since there may be very many.
+func (d *decoder) elements(s *policy.Set, msgs []netlink.Message) (complete bool) {
 	var list []listed
 	for i := range msgs {
 		if len(msgs[i].Data) <= nfgenmsgLen {
@@ -242,14 +242,20 @@ func (d *decoder) elements(s *policy.Set, msgs []netlink.Message) {
 		// Where one interval ends and the next begins, the end comes first.
 		return cmp.Or(strings.Compare(a.key, b.key), cmp.Compare(b.flags&elemIntervalEnd, a.flags&elemIntervalEnd))
 	})
+	for i := 1; i < len(list); i++ {
+		if list[i].key == list[i-1].key && list[i].flags == list[i-1].flags {
+			return false
+		}
+	}
 	if s.Interval {
 		s.Elements = joinIntervals(list)
-		return
+		return true
 	}
 	s.Elements = make([]policy.Element, len(list))
 	for i := range list {
 		s.Elements[i] = policy.Element{Key: list[i].key, Verdict: list[i].verdict}
 	}
+	return true
 }
 
 // decodeElement reads one element, b, which lies within data; text is data as

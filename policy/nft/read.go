@@ -118,16 +118,33 @@ func (c *Conn) readInto(t *policy.Table) error {
 		}
 	}
 	for i := range t.Sets {
-		s := &t.Sets[i]
-		msgs, err := c.request(unix.NFT_MSG_GETSETELEM, t.Family, netlink.Dump,
-			appendString(appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, policy.TableName), unix.NFTA_SET_ELEM_LIST_SET, s.Name))
-		if err != nil {
-			return fmt.Errorf("set %s: %w", s.Name, err)
+		if err := c.readElements(d, &t.Sets[i]); err != nil {
+			return fmt.Errorf("set %s: %w", t.Sets[i].Name, err)
 		}
-		d.elements(s, msgs)
 	}
 	d.finish()
 	return nil
+}
+
+// readElements lists the elements of a set. The kernel lists a hash table piece
+// by piece and begins each piece by counting off what it has listed before
+// (nf_tables_dump_setelem, nft_rhash_walk). If the table is being moved into a
+// larger one meanwhile, which happens in the background after many elements
+// were added, that counts off the wrong ones: as many elements are listed twice
+// as are left out, and no flag says so. What is listed twice gives it away.
+func (c *Conn) readElements(d *decoder, s *policy.Set) error {
+	request := appendString(appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, policy.TableName), unix.NFTA_SET_ELEM_LIST_SET, s.Name)
+	for try := range maxInterrupted {
+		msgs, err := c.request(unix.NFT_MSG_GETSETELEM, d.table.Family, netlink.Dump, request)
+		if err != nil {
+			return err
+		}
+		if d.elements(s, msgs) {
+			return nil
+		}
+		time.Sleep(time.Duration(1+try) * time.Millisecond)
+	}
+	return errInterrupted
 }
 
 // request asks the kernel for something and returns its answer. A listing that
