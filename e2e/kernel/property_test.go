@@ -77,6 +77,10 @@ func (th *theatre) end(t *testing.T, a netip.Addr) *world.Namespace {
 			return p.Namespace
 		}
 	}
+	if underlay := nodeAddrs["outside"]; a.Is6() && a == netip.PrefixFrom(underlay[policy.IPv6], 64).Masked().Addr() ||
+		a.Is4() && netip.PrefixFrom(underlay[policy.IPv4], 24).Contains(a) && (a.As4()[3] == 0 || a.As4()[3] == 255) {
+		return nil // likewise on the network of the nodes
+	}
 	if !a.IsGlobalUnicast() || a.Is4() && a.As4()[0] >= 240 || a.Is4() && a.As4()[0] == 0 || a.Is4In6() {
 		return nil
 	}
