@@ -27,7 +27,9 @@ type liveSet struct {
 	Set  // without Elements, unless role is roleFixed
 	role role
 	dir  direction // of rolePeers and roleDispatch
-	elem map[string]Verdict
+	// elem has the verdicts by key. Maps of peers are most of what a compiler
+	// holds, and many peers share few verdicts: hence the pointers.
+	elem map[string]*Verdict
 	refs int
 	// isNew is true until the end of the step that made the set. The step
 	// fills it as it should be, so that nothing in it needs a second look.
@@ -42,6 +44,7 @@ type liveChain struct {
 	rules []Rule
 	hook  *Hook
 	refs  int
+	enter *Verdict // what the elements that lead here say
 	// holds are the sets that the rules refer to.
 	holds []string
 	// ports are what a chain that a peer map leads to lets pass.
@@ -127,7 +130,7 @@ func (t *liveTable) addSet(spec Set, r role, dir direction) *liveSet {
 	t.noteSet(spec.Name)
 	s := &liveSet{Set: spec, role: r, dir: dir, isNew: true, untold: !t.step.sets[spec.Name] && !t.since.sets[spec.Name]}
 	if r != roleFixed {
-		s.elem = map[string]Verdict{}
+		s.elem = map[string]*Verdict{}
 	}
 	t.sets[spec.Name] = s
 	t.idleSets = append(t.idleSets, spec.Name)
@@ -163,8 +166,7 @@ func (t *liveTable) delSet(name string) {
 // setElem makes an element what it should be. The chain that its verdict
 // leads to must be there.
 func (t *liveTable) setElem(s *liveSet, key string, there bool, v Verdict) {
-	var was before
-	was.verdict, was.there = s.elem[key]
+	was := s.at(key)
 	if was.there == there && was.verdict == v {
 		return
 	}
@@ -178,10 +180,34 @@ func (t *liveTable) setElem(s *liveSet, key string, there bool, v Verdict) {
 		t.step.noteElem(s.Name, key, was)
 	}
 	if there {
-		s.elem[key] = v
+		s.elem[key] = t.shared(v)
 	} else {
 		delete(s.elem, key)
 	}
+}
+
+// at returns the element as it is.
+func (s *liveSet) at(key string) before {
+	if v := s.elem[key]; v != nil {
+		return before{there: true, verdict: *v}
+	}
+	return before{}
+}
+
+// plain are the verdicts that lead to no chain, by kind.
+var plain = [...]*Verdict{VerdictNone: {}, VerdictReturn: {Kind: VerdictReturn}}
+
+// shared returns a pointer to v that all elements with that verdict share.
+func (t *liveTable) shared(v Verdict) *Verdict {
+	if v.Chain == "" {
+		return plain[v.Kind]
+	}
+	c := t.chains[v.Chain]
+	if c.enter == nil || *c.enter != v {
+		enter := v // &v would put every v on the heap
+		c.enter = &enter
+	}
+	return c.enter
 }
 
 func (t *liveTable) releaseChain(name string) {
@@ -217,7 +243,7 @@ func (t *liveTable) setChain(name string, hook *Hook, rules []Rule) {
 		t.sets[set].refs++
 	}
 	if old != nil {
-		c.refs = old.refs
+		c.refs, c.enter = old.refs, old.enter
 		t.releaseSets(old)
 	} else {
 		t.idleChains = append(t.idleChains, name)
@@ -287,7 +313,7 @@ func (s *liveSet) render() Set {
 	}
 	out.Elements = make([]Element, 0, len(s.elem))
 	for key, v := range s.elem {
-		out.Elements = append(out.Elements, Element{Key: key, Verdict: v})
+		out.Elements = append(out.Elements, Element{Key: key, Verdict: *v})
 	}
 	sortElements(out.Elements)
 	return out
@@ -333,15 +359,15 @@ func (t *liveTable) changes() TableChange {
 		}
 		ec := ElementChange{Set: s.Set}
 		for key, was := range j.elems[name] {
-			v, there := s.elem[key]
-			if was.there == there && was.verdict == v {
+			now := s.at(key)
+			if was == now {
 				continue
 			}
 			if was.there {
 				ec.Del = append(ec.Del, Element{Key: key, Verdict: was.verdict})
 			}
-			if there {
-				ec.Add = append(ec.Add, Element{Key: key, Verdict: v})
+			if now.there {
+				ec.Add = append(ec.Add, Element{Key: key, Verdict: now.verdict})
 			}
 		}
 		if len(ec.Del)+len(ec.Add) > 0 {

@@ -74,12 +74,12 @@ func (c *Compiler) elementsTightened(t *liveTable) bool {
 			continue // it is new: what it allows was not allowed before, or is still
 		}
 		for key, was := range elems {
-			now, there := set.elem[key]
-			if was.there == there && was.verdict == now {
+			now := set.at(key)
+			if was == now {
 				continue
 			}
 			addr, _ := netip.AddrFromSlice([]byte(key[:t.family.Bits()/8]))
-			if c.elementTightened(t, set, addr, was, before{there, now}) {
+			if c.elementTightened(t, set, addr, was, now) {
 				return true
 			}
 		}
