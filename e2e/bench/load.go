@@ -17,9 +17,12 @@ type Load int
 // plain system calls of one thread, which runs both stacks and the node
 // between them in the same go.
 const (
-	// UDPConnect is a flow of one packet: a fresh source port, and one peer
-	// after the other. Conntrack makes an entry, and all rules are walked.
+	// UDPConnect is a flow of one packet, always from the same peer: a fresh
+	// source port. Conntrack makes an entry, and all rules are walked.
 	UDPConnect Load = iota
+	// UDPConnectPeers is the same, but one peer after the other, in random
+	// order: the look-up of the peer finds nothing in the processor's caches.
+	UDPConnectPeers
 	// UDPUnanswered is one packet of a flow that never got an answer: the entry
 	// exists, but stays new, so that all rules are walked at every packet.
 	// Nothing is a greater part of so cheap an operation than the rules are.
@@ -33,15 +36,15 @@ const (
 )
 
 // Loads lists all loads.
-var Loads = [...]Load{UDPConnect, UDPUnanswered, UDPEstablished, TCPEstablished, TCPConnect}
+var Loads = [...]Load{UDPConnect, UDPConnectPeers, UDPUnanswered, UDPEstablished, TCPEstablished, TCPConnect}
 
 // String returns the name that the table uses.
 func (l Load) String() string {
-	return [...]string{"udp-connect", "udp-unanswered", "udp-established", "tcp-established", "tcp-connect"}[l]
+	return [...]string{"udp-connect", "udp-connect-peers", "udp-unanswered", "udp-established", "tcp-established", "tcp-connect"}[l]
 }
 
 // New tells whether the load is about new connections.
-func (l Load) New() bool { return l == UDPConnect || l == UDPUnanswered || l == TCPConnect }
+func (l Load) New() bool { return l != UDPEstablished && l != TCPEstablished }
 
 // batch is how many operations are timed together: some 60 µs, short enough
 // that most batches are not interrupted, long enough for the clock.
@@ -54,11 +57,14 @@ func (l Load) batch() int {
 
 // flows is how many conntrack entries an operation leaves behind.
 func (l Load) flows() int {
-	if l == UDPConnect || l == TCPConnect {
+	if l.raw() || l == TCPConnect {
 		return 1
 	}
 	return 0
 }
+
+// raw tells whether the packets are made by hand.
+func (l Load) raw() bool { return l == UDPConnect || l == UDPConnectPeers }
 
 var errLost = errors.New("a packet that the rules allow did not arrive within a second")
 
@@ -68,7 +74,7 @@ const payload = 32
 type ends struct {
 	load       Load
 	flow       Flow
-	source     int // the client's socket; raw for UDPConnect, none for TCPConnect
+	source     int // the client's socket; none for TCPConnect
 	pod        int // the server's socket; listening for TCPConnect
 	ns         *Namespace
 	packet     [20 + 8 + payload]byte
@@ -130,7 +136,7 @@ func (e *ends) openPod() (err error) {
 
 func (e *ends) openSource() (err error) {
 	switch e.load {
-	case UDPConnect:
+	case UDPConnect, UDPConnectPeers:
 		e.build()
 		if e.source, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err == nil {
 			err = unix.Connect(e.source, &e.to)
@@ -171,7 +177,7 @@ func connector(peer netip.Addr) (int, error) {
 
 func (e *ends) establish() error {
 	switch e.load {
-	case UDPConnect, TCPConnect:
+	case UDPConnect, UDPConnectPeers, TCPConnect:
 		return nil
 	case TCPEstablished:
 		if err := unix.Connect(e.source, &e.to); err != nil {
@@ -206,7 +212,7 @@ func (e *ends) establish() error {
 	return receive(e.source, e.buf[:])
 }
 
-// build makes the packet of UDPConnect but for what differs. The kernel fills
+// build makes the packet of a flow of one but for what differs. The kernel fills
 // in the header's checksum (raw(7)); UDP's own may be 0 in IPv4.
 func (e *ends) build() {
 	p := e.packet[:]
@@ -250,11 +256,11 @@ func (e *ends) run(n int) (time.Duration, error) {
 
 func (e *ends) once() error {
 	switch e.load {
-	case UDPConnect:
+	case UDPConnect, UDPConnectPeers:
 		if e.port++; e.port == 0 {
 			e.port = 1024
 		}
-		if e.peer++; e.peer >= len(e.flow.Peers) {
+		if e.peer++; e.load == UDPConnect || e.peer == len(e.flow.Peers) {
 			e.peer = 0
 		}
 		from := e.flow.Peers[e.peer].As4()

@@ -226,6 +226,10 @@ func (r *report) measure(ctx context.Context, section string, o options, say fun
 			r.Commit = append(r.Commit, res)
 		}
 	case "memory":
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find this program: %w", err)
+		}
 		for _, local := range pick(o.quick, []int{110}, []int{110, 250}) {
 			s := memoryShape
 			s.RemotePods += s.LocalPods - local
@@ -233,7 +237,7 @@ func (r *report) measure(ctx context.Context, section string, o options, say fun
 			say("running the agent in a cluster of %s", s)
 			var res bench.MemoryResult
 			if res, err = bench.MeasureMemory(ctx, bench.MemoryOptions{
-				Shape: s, Agent: o.agent, Server: []string{"/proc/self/exe", serverCommand},
+				Shape: s, Agent: o.agent, Server: []string{self, serverCommand},
 				Churn: pick(o.quick, 5*time.Second, 30*time.Second), Rate: 100, Settle: 5 * time.Second,
 			}); err != nil {
 				return err
@@ -243,7 +247,7 @@ func (r *report) measure(ctx context.Context, section string, o options, say fun
 	case "packets":
 		both := bench.Shape{LocalPods: 250, RemotePods: 3000, Policies: 1000, PerPod: 20, Peers: 100, Egress: true}
 		r.Packets, err = bench.Packets(bench.PacketOptions{
-			Shapes: append(flatShapes(o.quick), both), Loads: bench.Loads[:],
+			Shapes: append(flatShapes(o.quick), both), Plain: barShape, Loads: bench.Loads[:],
 			Replicas: o.replicas, Length: o.length, Extra: o.extra, Progress: say,
 		})
 	}

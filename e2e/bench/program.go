@@ -1,0 +1,175 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/selvage-net/selvage/policy"
+	"github.com/selvage-net/selvage/policy/nft"
+)
+
+// ScratchResult says how long it takes from nothing: objects known, tables
+// empty. All durations are in milliseconds, one per repetition.
+type ScratchResult struct {
+	Shape Shape `json:"shape"`
+	// Compile is from the first delta to the change.
+	Compile []float64 `json:"compile"`
+	// Apply is encoding and committing; Encode is encoding alone, measured
+	// once more for itself.
+	Apply  []float64 `json:"apply"`
+	Encode []float64 `json:"encode"`
+	// Total is Compile and Apply.
+	Total    []float64 `json:"total"`
+	Elements int       `json:"elements"`
+	Chains   int       `json:"chains"`
+	Messages int       `json:"messages"`
+	Batches  int       `json:"batches"`
+}
+
+// Scratch measures n times how long the node takes to be programmed from
+// nothing, each time in a new network namespace.
+func Scratch(s Shape, n int) (ScratchResult, error) {
+	r := ScratchResult{Shape: s}
+	deltas := Deltas(s.Snapshot())
+	for range n {
+		if err := r.once(deltas); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+func (r *ScratchResult) once(deltas []policy.Delta) (err error) {
+	ns, err := NewNamespace()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ns.Close()) }()
+	conn, err := nft.Open(nft.Options{NetNS: ns.FD()})
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	// What earlier rounds left behind is no cost of this one.
+	debug.FreeOSMemory()
+
+	start := time.Now()
+	c := policy.NewCompiler(policy.DefaultConfig(Node))
+	c.Update(deltas...)
+	change := c.Changes()
+	compiled := time.Since(start)
+	stats, err := conn.Apply(change)
+	total := time.Since(start)
+	if err != nil {
+		return fmt.Errorf("apply %s: %w", r.Shape, err)
+	}
+	start = time.Now()
+	if _, err := nft.Encode(change); err != nil {
+		return fmt.Errorf("encode %s: %w", r.Shape, err)
+	}
+	r.Encode = append(r.Encode, millis(time.Since(start)))
+	r.Compile = append(r.Compile, millis(compiled))
+	r.Apply = append(r.Apply, millis(total-compiled))
+	r.Total = append(r.Total, millis(total))
+	r.Elements, r.Chains = Count(change)
+	r.Messages, r.Batches = stats.Messages, stats.Batches
+	return nil
+}
+
+func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
+
+// CommitResult says what one remote pod costs that comes and goes.
+type CommitResult struct {
+	Shape Shape `json:"shape"`
+	// Elements are how many elements the tables have before.
+	Elements int `json:"elements"`
+	// Want is how many maps must hold a pod at the most, worked out from the
+	// cluster and not from the rules. Excess is the greatest difference between
+	// that and the elements that an event changed; it should be 0. Messages are
+	// the most messages that an event took.
+	Want     int `json:"want"`
+	Excess   int `json:"excess"`
+	Messages int `json:"messages"`
+	// Compile, Add and Delete are microseconds: of the compiler for one event,
+	// and of encoding and committing one.
+	Compile []float64 `json:"compile"`
+	Add     []float64 `json:"add"`
+	Delete  []float64 `json:"delete"`
+}
+
+// Commit measures n times how long a remote pod takes from the compiler's
+// change to the kernel's acknowledgement, on a node with the shape's cluster.
+func Commit(s Shape, n int) (r CommitResult, err error) {
+	r = CommitResult{Shape: s}
+	ns, err := NewNamespace()
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, ns.Close()) }()
+	conn, err := nft.Open(nft.Options{NetNS: ns.FD()})
+	if err != nil {
+		return r, fmt.Errorf("open nftables: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	c := policy.NewCompiler(policy.DefaultConfig(Node))
+	c.Update(Deltas(s.Snapshot())...)
+	all := c.Changes()
+	r.Elements, _ = Count(all)
+	if _, err := conn.Apply(all); err != nil {
+		return r, fmt.Errorf("apply %s: %w", s, err)
+	}
+	runtime.GC()
+	for i := range n {
+		// Always an address that nobody had before: one that is used again
+		// changes the generation as well, for the sake of old flows.
+		pod := s.RemotePod(s.RemotePods + i)
+		for _, part := range []struct {
+			deleted bool
+			times   *[]float64
+		}{{false, &r.Add}, {true, &r.Delete}} {
+			start := time.Now()
+			c.Update(policy.Delta{Object: pod, Deleted: part.deleted})
+			change := c.Changes()
+			compiled := time.Now()
+			stats, err := conn.Apply(change)
+			end := time.Now()
+			if err != nil {
+				return r, fmt.Errorf("apply a pod's change: %w", err)
+			}
+			r.Compile = append(r.Compile, micros(compiled.Sub(start)))
+			*part.times = append(*part.times, micros(end.Sub(compiled)))
+			want := s.holders(s.RemotePods + i)
+			r.Want, r.Excess = max(r.Want, want), max(r.Excess, stats.Elements-want, want-stats.Elements)
+			r.Messages = max(r.Messages, stats.Messages)
+		}
+	}
+	return r, nil
+}
+
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+
+// holders returns in how many maps a remote pod must be: those of the local
+// apps that have a policy which allows its group.
+func (s Shape) holders(remotePod int) int {
+	local, _ := s.apps()
+	group := remotePod / s.Peers % s.groups()
+	n := 0
+	for app := range local {
+		for p := app * s.PerPod; p < min((app+1)*s.PerPod, s.Policies); p++ {
+			if p%s.groups() == group {
+				n++
+				break
+			}
+		}
+	}
+	if s.Egress {
+		n *= 2
+	}
+	if s.DualStack {
+		n *= 2
+	}
+	return n
+}
