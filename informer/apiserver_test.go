@@ -72,7 +72,7 @@ func (s *apiServer) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.addr = l.Addr().String()
-	s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: s}} //nolint:gosec // it serves a test
+	s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: s}}
 	s.server.Start()
 }
 

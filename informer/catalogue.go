@@ -207,6 +207,25 @@ func (c *catalogue) uncertain(name string, t *tree) bool {
 	}
 }
 
+// standing says what is in force of what a wrong document should define.
+func (c *catalogue) standing(err *ManifestError) string {
+	if err.Reason == ReasonDuplicate {
+		return "the first definition"
+	}
+	kind, ok := kindNamed(err.Kind)
+	if !ok || err.Name == "" {
+		return "the last good version of all that it may define"
+	}
+	switch held := c.held[identity{kind, err.Namespace, err.Name}]; {
+	case held == nil:
+		return "nothing"
+	case held.good:
+		return "the last good version"
+	default:
+		return "what can be understood of it; the rest allows nothing"
+	}
+}
+
 // news returns which errors are new, and the files that have none any more.
 func (c *catalogue) news(errs map[string]*ManifestError) (fresh []*ManifestError, restored []string) {
 	wrong := map[string]bool{}

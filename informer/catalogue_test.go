@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 )
 
 const settleTime = time.Second
@@ -30,9 +31,15 @@ func newShelf(files map[string]string) *shelf {
 func (s *shelf) see() finding {
 	t := &tree{failed: map[string]*ManifestError{}}
 	for _, name := range slices.Sorted(maps.Keys(s.files)) {
+		if s.failed[name] {
+			continue
+		}
 		t.files = append(t.files, file{name, []byte(s.files[name])})
 	}
-	for name := range s.failed {
+	for name, failed := range s.failed {
+		if !failed {
+			continue
+		}
 		t.failed[name] = &ManifestError{File: name, Reason: ReasonRead, Err: errors.New("input/output error")}
 	}
 	return s.catalogue.look(t, s.now)
@@ -43,6 +50,14 @@ func (s *shelf) settled() []*ManifestError {
 	errs := s.see().errors
 	s.now = s.now.Add(settleTime)
 	return append(errs, s.see().errors...)
+}
+
+// first returns one of the errors that there are.
+func (s *shelf) first() *ManifestError {
+	for _, err := range s.reported {
+		return err
+	}
+	return nil
 }
 
 // inForce returns what is held, with one detail that tells versions apart.
@@ -213,6 +228,9 @@ func TestInvalidFromTheFirst(t *testing.T) {
 		}
 	}
 	want("NetworkPolicy default/p v1") // Whom it selects must be isolated.
+	if got := s.standing(s.first()); !strings.HasPrefix(got, "what can be understood") {
+		t.Errorf("in force: %s", got)
+	}
 	s.files["m.yaml"] = policy1("p", "2", wrong)
 	s.settled()
 	want("NetworkPolicy default/p v2")
@@ -222,6 +240,9 @@ func TestInvalidFromTheFirst(t *testing.T) {
 	s.files["m.yaml"] = policy1("p", "4", wrong)
 	s.settled()
 	want("NetworkPolicy default/p v3") // Now there is a good one.
+	if got := s.standing(s.first()); got != "the last good version" {
+		t.Errorf("in force: %s", got)
+	}
 }
 
 func TestDuplicates(t *testing.T) {
@@ -254,6 +275,45 @@ func TestDuplicates(t *testing.T) {
 	delete(s.files, "c.yaml") // A file that moves takes its objects along.
 	s.settled()
 	want("Pod default/a vb")
+}
+
+// TestCatalogueForgets: whatever was there before, what is in force in the end
+// is what the files say, as long as they are in order.
+func TestCatalogueForgets(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		object := rapid.Custom(func(t *rapid.T) string {
+			name := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name")
+			version := rapid.SampledFrom([]string{"1", "2", "3"}).Draw(t, "version")
+			if rapid.Bool().Draw(t, "policy") {
+				return policy1(name, version, "{podSelector: {}}")
+			}
+			return pod1(name, version)
+		})
+		s := newShelf(map[string]string{})
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			name := rapid.SampledFrom([]string{"1.yaml", "2.yaml", "d/3.yaml"}).Draw(t, "file")
+			switch rapid.IntRange(0, 5).Draw(t, "what") {
+			case 0:
+				delete(s.files, name)
+			case 1:
+				s.files[name] = "[" // broken
+			case 2:
+				s.failed[name] = !s.failed[name]
+			default:
+				s.files[name] = strings.Join(rapid.SliceOfN(object, 0, 3).Draw(t, "objects"), "---\n")
+			}
+			s.now = s.now.Add(time.Duration(rapid.IntRange(0, 2).Draw(t, "wait")) * settleTime / 2)
+			s.see()
+		}
+		clear(s.failed)
+		maps.DeleteFunc(s.files, func(_, text string) bool { return text == "[" })
+		s.settled()
+		fresh := newShelf(s.files)
+		fresh.settled()
+		if diff := cmp.Diff(fresh.inForce(), s.inForce()); diff != "" {
+			t.Fatalf("in force (-want +got):\n%s", diff)
+		}
+	})
 }
 
 func TestRemoval(t *testing.T) {

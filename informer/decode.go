@@ -176,6 +176,7 @@ func yamlError(d yamlDocument, err error) string {
 }
 
 func decodeJSON(name string, data []byte) []item {
+	data = bytes.TrimPrefix(data, byteOrderMark)
 	var items []item
 	dec := json.NewDecoder(bytes.NewReader(data))
 	for n := 1; ; n++ {

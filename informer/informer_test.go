@@ -200,8 +200,9 @@ func TestKubernetes(t *testing.T) {
 			if diff := cmp.Diff(want, sink.initial); diff != "" {
 				t.Errorf("initial batch (-want +got):\n%s", diff)
 			}
-			if !inf.Connected() || inf.LastContact().IsZero() {
-				t.Errorf("connected = %t, last contact %s", inf.Connected(), inf.LastContact())
+			eventually(t, "the source is connected", inf.Connected)
+			if inf.LastContact().IsZero() {
+				t.Error("connected, but never heard of")
 			}
 
 			server.put(apiPod("c", "10.1.0.3"), apiPolicy("p", 2))
@@ -289,9 +290,7 @@ func TestOutage(t *testing.T) {
 		}
 		return true
 	}
-	if !inf.Connected() || !all(true) {
-		t.Fatal("not connected after the initial batch")
-	}
+	eventually(t, "the source is connected", func() bool { return inf.Connected() && all(true) })
 
 	server.stop()
 	eventually(t, "the outage is noticed", func() bool { return !inf.Connected() && all(false) })

@@ -108,9 +108,9 @@ func (m *manifests) look() (dirs map[string]bool, confirm time.Time, err error) 
 	t := readTree(m.dir)
 	f := m.catalogue.look(t, m.o.Clock.Now())
 	for _, e := range f.errors {
-		m.o.Logger.Error("manifest refused; the last good version of what it defines stays in force",
+		m.o.Logger.Error("manifest refused",
 			"file", e.File, "document", e.Document, "line", e.Line, "object", e.Object(),
-			"field", e.Field, "reason", string(e.Reason), "err", oneLine(e.Err.Error()))
+			"field", e.Field, "reason", string(e.Reason), "in_force", m.catalogue.standing(e), "err", oneLine(e.Err.Error()))
 		m.o.Observe.manifestError(e.Reason)
 	}
 	for _, name := range f.restored {

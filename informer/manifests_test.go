@@ -34,9 +34,7 @@ func follow(t *testing.T, dir string, o ManifestsOptions) (*sinkLog, *lines) {
 		t.Fatal(err)
 	}
 	inf, sink := run(t, Options{Source: source, Logger: log.logger()})
-	if !inf.Connected() {
-		t.Error("not connected to a directory")
-	}
+	eventually(t, "the directory is connected", inf.Connected)
 	return sink, log
 }
 
@@ -172,6 +170,9 @@ func TestManifestsBroken(t *testing.T) {
 	if got := log.with("refused"); len(got) != 1 || counted.Load() != 1 ||
 		!strings.Contains(got[0], "file="+filepath.Join(dir, "m.yaml")) || !strings.Contains(got[0], "line=1") {
 		t.Errorf("counted %d, logged %v", counted.Load(), got)
+	}
+	if got := log.with("refused"); !strings.Contains(got[0], `in_force="the last good version of all that it may define"`) {
+		t.Errorf("it is not said what is in force: %s", got[0])
 	}
 	write(t, dir, "m.yaml", podOn("a", "v2"))
 	sink.has("Pod default/a", "v2")

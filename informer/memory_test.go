@@ -54,7 +54,7 @@ func realisticPod(n int) *corev1.Pod {
 	p.UID = "0b2d9c4e-6f0c-4c07-9d2c-d9b1ab4f2f6e"
 	p.Spec.NodeName = fmt.Sprintf("node-%d", n%100)
 	p.Annotations = map[string]string{"checksum/config": "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b"}
-	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:status":{}}` + strings.Repeat(" ", 2048))}}}
+	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: metav1.NewFieldsV1(`{"f:status":{}}` + strings.Repeat(" ", 2048))}}
 	for c := range 2 {
 		container := corev1.Container{
 			Name: fmt.Sprintf("c%d", c), Image: "registry.example/shop/app:1.2.3",

@@ -2,6 +2,9 @@ package informer
 
 import "bytes"
 
+// byteOrderMark is what some editors begin a file with.
+var byteOrderMark = []byte("\xef\xbb\xbf")
+
 // yamlDocument is one document of a YAML stream.
 type yamlDocument struct {
 	// number counts from 1, like line, the first line of text.
@@ -14,7 +17,7 @@ type yamlDocument struct {
 // marker at the beginning of a line is one even inside a block scalar (YAML
 // 1.2, section 9.1.3), so that nothing but lines need be looked at.
 func splitYAML(data []byte) []yamlDocument {
-	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	data = bytes.TrimPrefix(data, byteOrderMark)
 	var docs []yamlDocument
 	start, startLine, line := 0, 1, 1
 	end := func(to int) {
