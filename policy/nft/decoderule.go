@@ -209,28 +209,30 @@ func sameLoad(e expr.Any, fd *field) (size int, ok bool) {
 	return 0, false
 }
 
-// icmpv6Type takes the comparison of an ICMPv6 type with what it depends on.
+// icmpv6Type takes the comparison of an ICMPv6 type, the first in a rule with
+// what it depends on.
 func (d *ruleDecoder) icmpv6Type() bool {
 	fd, ok := fieldOf(d.family, policy.FieldICMPv6Type, reg1)
-	meta, isMeta := peek[*expr.Meta](d, 0)
-	proto, isCmp := peek[*expr.Cmp](d, 1)
-	load, isLoad := peek[*expr.Payload](d, 2)
-	if !ok || !isMeta || !isCmp || !isLoad ||
-		*meta != (expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1}) ||
-		!isEqual(proto, []byte{ipProtoICMPv6}) || *load != *fd.load.(*expr.Payload) {
+	if !ok {
 		return false
 	}
-	next, isNext := peek[*expr.Cmp](d, 3)
-	if !isNext {
-		return false
+	whole := d.rest
+	if !looksAtICMPv6(d.rule.Match) {
+		meta, isMeta := peek[*expr.Meta](d, 0)
+		proto, isCmp := peek[*expr.Cmp](d, 1)
+		if !isMeta || !isCmp || *meta != (expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1}) || !isEqual(proto, []byte{ipProtoICMPv6}) {
+			return false
+		}
+		d.rest = d.rest[2:]
 	}
-	rest := d.rest
-	d.rest = d.rest[2:]
-	if !d.compare(namedField{fd, policy.FieldICMPv6Type}, fd.size, policy.Match{Field: policy.FieldICMPv6Type}, next) {
-		d.rest = rest
-		return false
+	load, isLoad := peek[*expr.Payload](d, 0)
+	next, isNext := peek[*expr.Cmp](d, 1)
+	if isLoad && isNext && *load == *fd.load.(*expr.Payload) &&
+		d.compare(namedField{fd, policy.FieldICMPv6Type}, fd.size, policy.Match{Field: policy.FieldICMPv6Type}, next) {
+		return true
 	}
-	return true
+	d.rest = whole
+	return false
 }
 
 // compare takes a load and a comparison, or two of a range.

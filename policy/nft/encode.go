@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -133,6 +134,14 @@ func encodeRule(f policy.Family, r *policy.Rule) ([]expr.Any, error) {
 	exprs := make([]expr.Any, 0, 3*len(r.Match)+4)
 	var err error
 	for i := range r.Match {
+		if r.Match[i].Field == policy.FieldICMPv6Type && !looksAtICMPv6(r.Match[:i]) {
+			exprs = append(exprs,
+				// [ meta load l4proto => reg 1 ]
+				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1},
+				// [ cmp eq reg 1 0x0000003a ]
+				equal([]byte{ipProtoICMPv6}),
+			)
+		}
 		if exprs, err = appendMatch(exprs, f, &r.Match[i]); err != nil {
 			return nil, err
 		}
@@ -154,15 +163,13 @@ func encodeRule(f policy.Family, r *policy.Rule) ([]expr.Any, error) {
 	return appendVerdict(exprs, f, r.Verdict)
 }
 
+// looksAtICMPv6 tells whether one of the matches implies that the packet is
+// ICMPv6, which need not be asked twice.
+func looksAtICMPv6(matches []policy.Match) bool {
+	return slices.ContainsFunc(matches, func(m policy.Match) bool { return m.Field == policy.FieldICMPv6Type })
+}
+
 func appendMatch(exprs []expr.Any, f policy.Family, m *policy.Match) ([]expr.Any, error) {
-	if m.Field == policy.FieldICMPv6Type {
-		exprs = append(exprs,
-			// [ meta load l4proto => reg 1 ]
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1},
-			// [ cmp eq reg 1 0x0000003a ]
-			equal([]byte{ipProtoICMPv6}),
-		)
-	}
 	fd, ok := fieldOf(f, m.Field, reg1)
 	if !ok {
 		return nil, fmt.Errorf("the %s family has no field %d", f, m.Field)

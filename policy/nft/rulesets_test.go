@@ -115,6 +115,10 @@ func everyRule(f policy.Family) []policy.Rule {
 				{Field: policy.FieldICMPv6Type, Op: policy.OpRange, Value: 133, Arg: 137},
 				{Field: policy.FieldHopLimit, Op: policy.OpEqual, Value: 255},
 			}, Verdict: ret},
+			policy.Rule{Match: []policy.Match{
+				{Field: policy.FieldICMPv6Type, Op: policy.OpRange, Value: 1, Arg: 127},
+				{Field: policy.FieldICMPv6Type, Op: policy.OpEqual, Value: 3},
+			}, Verdict: ret},
 			policy.Rule{Match: []policy.Match{{Field: policy.FieldHopLimit, Op: policy.OpRange, Value: 1, Arg: 7}}, Verdict: ret},
 			policy.Rule{Match: []policy.Match{{Field: policy.FieldICMPv6Type, Op: policy.OpEqual, Value: 143}}, Verdict: ret},
 		)
