@@ -33,12 +33,14 @@ func Step(o Options, s policy.Snapshot) *rapid.Generator[policy.Snapshot] {
 // change changes one object. The objects of s stay as they are.
 func (d drawer) change(s policy.Snapshot) policy.Snapshot {
 	s.Pods, s.Namespaces = slices.Clone(s.Pods), slices.Clone(s.Namespaces)
-	s.Nodes, s.Policies = slices.Clone(s.Nodes), slices.Clone(s.Policies)
-	switch d.upTo(15) {
+	s.Nodes, s.Bridges, s.Policies = slices.Clone(s.Nodes), slices.Clone(s.Bridges), slices.Clone(s.Policies)
+	switch d.upTo(16) {
 	case 0, 1:
 		d.changeNamespace(&s)
 	case 2:
 		d.changeNode(&s)
+	case 16:
+		d.changeBridge(&s)
 	case 3, 4, 5, 6, 7:
 		d.changePolicy(&s)
 	default:
@@ -72,6 +74,14 @@ func (d drawer) changeNode(s *policy.Snapshot) {
 	default:
 		s.Nodes[i] = d.node(name)
 	}
+}
+
+func (d drawer) changeBridge(s *policy.Snapshot) {
+	if len(s.Bridges) > 0 {
+		s.Bridges = nil
+		return
+	}
+	s.Bridges = append(s.Bridges, d.bridge())
 }
 
 func (d drawer) changePod(s *policy.Snapshot) {
@@ -361,6 +371,9 @@ func duplicate(delta policy.Delta) policy.Delta {
 		n := *o
 		n.PodCIDRs = slices.Clone(n.PodCIDRs)
 		delta.Object = &n
+	case *policy.Bridge:
+		b := *o
+		delta.Object = &b
 	case *networkingv1.NetworkPolicy:
 		delta.Object = o.DeepCopy()
 	}

@@ -41,6 +41,8 @@ func objectKey(o policy.Object) string {
 		kind = "namespace"
 	case *policy.Node:
 		kind = "node"
+	case *policy.Bridge:
+		kind = "bridge"
 	case *networkingv1.NetworkPolicy:
 		kind = "policy"
 	}
@@ -51,6 +53,9 @@ func objectKey(o policy.Object) string {
 func byKey(s policy.Snapshot) map[string]policy.Object {
 	objects := map[string]policy.Object{}
 	for _, o := range s.Nodes {
+		objects[objectKey(o)] = o
+	}
+	for _, o := range s.Bridges {
 		objects[objectKey(o)] = o
 	}
 	for _, o := range s.Namespaces {
@@ -80,6 +85,8 @@ func fromKeys(objects map[string]policy.Object) policy.Snapshot {
 			s.Namespaces = append(s.Namespaces, o)
 		case *policy.Node:
 			s.Nodes = append(s.Nodes, o)
+		case *policy.Bridge:
+			s.Bridges = append(s.Bridges, o)
 		case *networkingv1.NetworkPolicy:
 			s.Policies = append(s.Policies, o)
 		}

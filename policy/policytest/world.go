@@ -69,6 +69,9 @@ func Snapshots(o Options) *rapid.Generator[policy.Snapshot] {
 				s.Nodes = append(s.Nodes, d.node(name))
 			}
 		}
+		if d.maybe() {
+			s.Bridges = append(s.Bridges, d.bridge())
+		}
 		for i := range d.upTo(8) {
 			s.Pods = append(s.Pods, d.pod(s, i))
 		}
@@ -121,6 +124,10 @@ func (d drawer) namespace(name string) *policy.Namespace {
 	m := d.labels([]string{"team"})
 	m[corev1.LabelMetadataName] = name
 	return &policy.Namespace{Meta: policy.Meta{Name: name, UID: types.UID("ns-" + name)}, Labels: policy.NewLabels(m)}
+}
+
+func (d drawer) bridge() *policy.Bridge {
+	return &policy.Bridge{Meta: policy.Meta{Name: pick(d, "cni0", "cbr0")}}
 }
 
 // The ranges of the nodes. They are small so that blocks often cut them.
@@ -228,6 +235,9 @@ func Text(s policy.Snapshot) string {
 	b.WriteByte('\n')
 	for _, n := range s.Nodes {
 		fmt.Fprintf(&b, "node %s %v\n", n.Name, n.PodCIDRs)
+	}
+	for _, br := range s.Bridges {
+		fmt.Fprintf(&b, "bridge %s\n", br.Name)
 	}
 	for _, n := range s.Namespaces {
 		fmt.Fprintf(&b, "namespace %s %v\n", n.Name, n.Labels)
