@@ -2,6 +2,7 @@ package bench
 
 import (
 	"io"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,17 @@ func send(fd int, b []byte) error {
 }
 
 func receive(fd int, b []byte) error {
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0, 0)
+	n, errno := receiveOnce(fd, b)
+	if errno == unix.EINTR {
+		// Nothing has come yet, and Go's scheduler wonders why this thread
+		// does not yield.
+		for start := time.Now(); errno == unix.EINTR && time.Since(start) < time.Second; {
+			n, errno = receiveOnce(fd, b)
+		}
+		if errno == unix.EINTR {
+			errno = unix.EAGAIN
+		}
+	}
 	if errno != 0 {
 		return errno
 	}
@@ -27,4 +38,9 @@ func receive(fd int, b []byte) error {
 		return io.ErrUnexpectedEOF
 	}
 	return nil
+}
+
+func receiveOnce(fd int, b []byte) (uintptr, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0, 0)
+	return n, errno
 }

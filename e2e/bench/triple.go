@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/ti-mo/conntrack"
 	"github.com/vishvananda/netlink"
@@ -151,6 +152,9 @@ func link(node *Namespace, name string, nodeAddr netip.Addr, other *Namespace, o
 			return err
 		}
 	}
+	if err := errors.Join(awaitUp(hn, name), awaitUp(ho, otherName)); err != nil {
+		return err
+	}
 	return errors.Join(
 		hn.RouteAdd(onLink(here, addrs[0])),
 		ho.RouteAdd(onLink(there, nodeAddr)),
@@ -158,6 +162,21 @@ func link(node *Namespace, name string, nodeAddr netip.Addr, other *Namespace, o
 		addNeighbour(ho, there, nodeAddr, here),
 		ho.RouteAdd(&netlink.Route{LinkIndex: there.Attrs().Index, Gw: nodeAddr.AsSlice()}),
 	)
+}
+
+// awaitUp waits until the link sends. One that is up drops what it is given
+// until the kernel has noticed its carrier (net/core/link_watch.c).
+func awaitUp(h *netlink.Handle, name string) error {
+	for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(time.Millisecond) {
+		l, err := h.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("look at link %s: %w", name, err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+	}
+	return fmt.Errorf("link %s does not come up", name)
 }
 
 func addAddr(h *netlink.Handle, l netlink.Link, a netip.Addr) error {
