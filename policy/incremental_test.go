@@ -76,6 +76,9 @@ func (l *life) batch(deltas []policy.Delta) {
 	}
 	l.compiler.Update(deltas...)
 	generation := l.compiler.Generation()
+	if l.draw("tightens for another reason", 15) {
+		l.compiler.Tighten()
+	}
 	if l.draw("looks first", 3) {
 		l.sameAsFromScratch("before Changes")
 	}

@@ -147,6 +147,11 @@ func (d drawer) node(name string) *policy.Node {
 	if d.o.Physical || d.likely() {
 		n.PodCIDRs = append(n.PodCIDRs, v6)
 	}
+	if !d.o.Physical && d.rarely() {
+		// A second block: one that pods are in which no block held before, one
+		// within the first, or one that holds it.
+		n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(pick(d, "10.9.0.0/24", "10.1.0.0/29", "10.0.0.0/8", "fd00:9::/64", "fd00:1::/127", "fd00::/16")))
+	}
 	return n
 }
 
