@@ -3,15 +3,20 @@ package informer
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"time"
 
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/flowcontrol"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -39,15 +44,45 @@ func Kubernetes(config *rest.Config) (Source, error) {
 	c.Timeout = 0
 	// Four kinds to list, four to watch, and to do both again: more than this
 	// is an error that must not hurt the server.
-	c.QPS, c.Burst = 5, 10
-	client, err := kubernetes.NewForConfig(c)
+	c.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(5, 10)
+	httpClient, err := rest.HTTPClientFor(c)
 	if err != nil {
 		return nil, fmt.Errorf("client for the Kubernetes API: %w", err)
 	}
-	return &api{client}, nil
+	scheme := runtime.NewScheme()
+	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
+	a := &api{parameters: runtime.NewParameterCodec(scheme)}
+	if a.core, err = groupClient(c, httpClient, scheme, corev1.SchemeBuilder, corev1.SchemeGroupVersion, "/api"); err != nil {
+		return nil, err
+	}
+	if a.networking, err = groupClient(c, httpClient, scheme, networkingv1.SchemeBuilder, networkingv1.SchemeGroupVersion, "/apis"); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
-type api struct{ client kubernetes.Interface }
+// groupClient returns a client for one API group. client-go's clientset would
+// do as well, but it knows all groups there are, and that alone takes some 10
+// MiB of the agent's memory.
+func groupClient(config *rest.Config, h *http.Client, scheme *runtime.Scheme, builder runtime.SchemeBuilder, group schema.GroupVersion, path string) (rest.Interface, error) {
+	if err := builder.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("types of %s: %w", group, err)
+	}
+	c := rest.CopyConfig(config)
+	c.GroupVersion, c.APIPath = &group, path
+	c.NegotiatedSerializer = rest.CodecFactoryForGeneratedClient(scheme, serializer.NewCodecFactory(scheme)).WithoutConversion()
+	client, err := rest.RESTClientForConfigAndClient(c, h)
+	if err != nil {
+		return nil, fmt.Errorf("client for %s: %w", group, err)
+	}
+	return client, nil
+}
+
+// api is the Kubernetes API as a Source.
+type api struct {
+	core, networking rest.Interface
+	parameters       runtime.ParameterCodec
+}
 
 // Run implements Source. The reflectors do all the work.
 func (*api) Run(context.Context) error { return nil }
@@ -62,37 +97,33 @@ var running = fields.AndSelectors(
 
 // ListerWatcher implements Source.
 func (a *api) ListerWatcher(kind Kind) cache.ListerWatcher {
+	client, selector := a.core, ""
 	switch kind {
-	case Namespaces:
-		c := a.client.CoreV1().Namespaces()
-		return listWatch(a.client, c.List, c.Watch, "")
-	case Nodes:
-		c := a.client.CoreV1().Nodes()
-		return listWatch(a.client, c.List, c.Watch, "")
-	case Pods:
-		c := a.client.CoreV1().Pods(metav1.NamespaceAll)
-		return listWatch(a.client, c.List, c.Watch, running)
 	case NetworkPolicies:
-		c := a.client.NetworkingV1().NetworkPolicies(metav1.NamespaceAll)
-		return listWatch(a.client, c.List, c.Watch, "")
+		client = a.networking
+	case Pods:
+		selector = running
+	case Namespaces, Nodes:
 	}
-	panic("informer: no such kind")
-}
-
-func listWatch[L runtime.Object](
-	client kubernetes.Interface,
-	list func(context.Context, metav1.ListOptions) (L, error),
-	watchAll func(context.Context, metav1.ListOptions) (watch.Interface, error),
-	fieldSelector string,
-) cache.ListerWatcher {
-	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = fieldSelector
-			return list(ctx, o)
+			o.FieldSelector = selector
+			list := kindInfo[kind].list()
+			err := a.request(client, kind, o).Do(ctx).Into(list)
+			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = fieldSelector
-			return watchAll(ctx, o)
+			o.FieldSelector, o.Watch = selector, true
+			return a.request(client, kind, o).Watch(ctx)
 		},
-	}, client)
+	}
+}
+
+// request is what the clients of client-go's clientset send.
+func (a *api) request(client rest.Interface, kind Kind, o metav1.ListOptions) *rest.Request {
+	r := client.Get().Resource(kind.String()).VersionedParams(&o, a.parameters)
+	if o.TimeoutSeconds != nil {
+		r = r.Timeout(time.Duration(*o.TimeoutSeconds) * time.Second)
+	}
+	return r
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -256,6 +257,9 @@ func (a *agent) setDone(err error) {
 	homeless := a.homeless
 	a.mu.Unlock()
 	if first {
+		// To have read everything at once has left much behind. It would be
+		// given back by and by; the node has better uses for it.
+		go debug.FreeOSMemory()
 		a.log.Info("everything is in force", "pods", len(a.local.pods), "podCIDRs", fmt.Sprint(a.local.cidrs))
 		if homeless {
 			a.log.Error("the source has no such Node: its unknown pods cannot be kept closed, and if the name is wrong nothing is enforced",

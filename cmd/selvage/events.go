@@ -3,51 +3,89 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	eventsclient "k8s.io/client-go/kubernetes/typed/events/v1"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/events"
 
-	"golang.org/x/time/rate"
-
+	"github.com/selvage-net/selvage/informer"
 	"github.com/selvage-net/selvage/policy"
 )
 
-// eventLimit bounds the Events that one agent makes. Every node makes them, and
-// a policy that is edited by a program may be wrong in many ways in a row.
-func eventLimit() *rate.Limiter { return rate.NewLimiter(1, 20) }
+// maxNote is how long the API lets a note be, in bytes.
+const maxNote = 1024
 
-// newEvents returns a function that makes an Event on a policy, until ctx ends.
-func newEvents(ctx context.Context, c *rest.Config) (func(policy.Problem), error) {
-	client, err := eventsclient.NewForConfig(c)
+// recorder makes Events on policies. client-go has one that does more than is
+// needed here, but drags in the clients of all API groups, and those cost more
+// memory than the policies of a large cluster.
+type recorder struct {
+	client rest.Interface
+	node   string
+	log    *slog.Logger
+	// limit bounds what one agent sends. Every node makes Events, and a policy
+	// that a program edits may be wrong in many ways in a row.
+	limit *rate.Limiter
+}
+
+func newRecorder(config *rest.Config, node string, log *slog.Logger) (*recorder, error) {
+	scheme := runtime.NewScheme()
+	if err := eventsv1.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("types of events: %w", err)
+	}
+	c := rest.CopyConfig(config)
+	c.UserAgent = informer.UserAgent
+	c.GroupVersion, c.APIPath = &eventsv1.SchemeGroupVersion, "/apis"
+	c.ContentType = runtime.ContentTypeJSON
+	c.NegotiatedSerializer = rest.CodecFactoryForGeneratedClient(scheme, serializer.NewCodecFactory(scheme)).WithoutConversion()
+	client, err := rest.RESTClientFor(c)
 	if err != nil {
 		return nil, fmt.Errorf("client for events: %w", err)
 	}
-	scheme := runtime.NewScheme()
-	if err := networkingv1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	b := events.NewBroadcaster(&events.EventSinkImpl{Interface: client})
-	if err := b.StartRecordingToSinkWithContext(ctx); err != nil {
-		return nil, fmt.Errorf("record events: %w", err)
-	}
-	context.AfterFunc(ctx, b.Shutdown)
-	return eventFunc(b.NewRecorder(scheme, "selvage.dev/agent"), eventLimit()), nil
+	return &recorder{client: client, node: node, log: log, limit: rate.NewLimiter(1, 20)}, nil
 }
 
-// eventFunc makes Events by a recorder, as far as the limiter lets it.
-func eventFunc(r events.EventRecorder, limit *rate.Limiter) func(policy.Problem) {
-	return func(p policy.Problem) {
-		if !limit.Allow() {
-			return // it is in the log and in the metric as well
+// event makes an Event on a policy, and does not wait for it: a server that
+// does not answer must hold up nothing. What cannot be sent is in the log and
+// the metric all the same.
+func (r *recorder) event(p policy.Problem) {
+	if !r.limit.Allow() {
+		return
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		e := newEvent(p, r.node, time.Now())
+		if err := r.client.Post().Namespace(e.Namespace).Resource("events").Body(e).Do(ctx).Error(); err != nil {
+			r.log.Warn("cannot make an Event", "policy", p.Namespace+"/"+p.Name, "err", err)
 		}
-		r.Eventf(&networkingv1.NetworkPolicy{
-			TypeMeta:   metav1.TypeMeta{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy"},
-			ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
-		}, nil, corev1.EventTypeWarning, "NotCompiled", "Compile", "%v; what is wrong matches nothing, the selected pods stay isolated", p.Err)
+	}()
+}
+
+// newEvent is what a problem looks like as an Event.
+func newEvent(p policy.Problem, node string, now time.Time) *eventsv1.Event {
+	note := p.Err.Error() + "; what is wrong matches nothing, the selected pods stay isolated"
+	if len(note) > maxNote {
+		note = note[:maxNote-3] + "..."
+	}
+	return &eventsv1.Event{
+		ObjectMeta:          metav1.ObjectMeta{Namespace: p.Namespace, Name: fmt.Sprintf("%s.%x", p.Name, now.UnixNano())},
+		EventTime:           metav1.NewMicroTime(now),
+		ReportingController: "selvage.dev/agent",
+		ReportingInstance:   node,
+		Action:              "Compile",
+		Reason:              "NotCompiled",
+		Type:                corev1.EventTypeWarning,
+		Note:                note,
+		Regarding: corev1.ObjectReference{
+			APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy",
+			Namespace: p.Namespace, Name: p.Name, UID: p.UID,
+		},
 	}
 }

@@ -8,12 +8,12 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/events"
 
 	"github.com/selvage-net/selvage/policy"
 )
@@ -61,7 +61,7 @@ func TestProblems(t *testing.T) {
 
 // TestEvent has an API server get the Event.
 func TestEvent(t *testing.T) {
-	got := make(chan eventsv1.Event, 1)
+	got := make(chan eventsv1.Event, 3)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var e eventsv1.Event
 		if err := json.NewDecoder(r.Body).Decode(&e); err != nil || r.Method != http.MethodPost || r.URL.Path != "/apis/events.k8s.io/v1/namespaces/ns/events" {
@@ -75,32 +75,34 @@ func TestEvent(t *testing.T) {
 		got <- e
 	}))
 	defer server.Close()
-	event, err := newEvents(t.Context(), &rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	r, err := newRecorder(&rest.Config{Host: server.URL}, "worker", slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	event(policy.Problem{Namespace: "ns", Name: "a", UID: "1-2-3", Err: errors.New("no such port")})
+	r.limit = rate.NewLimiter(0, 1)
+	for range 3 { // of which two are too many
+		r.event(policy.Problem{Namespace: "ns", Name: "a", UID: "1-2-3", Err: errors.New("no such port")})
+	}
 	e := <-got
 	want := corev1.ObjectReference{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Namespace: "ns", Name: "a", UID: "1-2-3"}
 	if e.Regarding != want || e.Type != corev1.EventTypeWarning || e.Reason != "NotCompiled" || e.ReportingController != "selvage.dev/agent" ||
 		!strings.HasPrefix(e.Note, "no such port; ") {
 		t.Errorf("%+v", e)
 	}
+	server.Close() // waits for requests that go on
+	if len(got) > 0 {
+		t.Errorf("%d more Events than the limit", len(got))
+	}
 }
 
-// TestEventLimit drops what is too much.
-func TestEventLimit(t *testing.T) {
-	r := events.NewFakeRecorder(10)
-	event := eventFunc(r, rate.NewLimiter(0, 2))
-	for range 5 {
-		event(policy.Problem{Namespace: "ns", Name: "a", UID: "1", Err: errors.New("100% wrong")})
+// TestEventFits keeps to what the API's validation allows.
+func TestEventFits(t *testing.T) {
+	now := time.Unix(1_800_000_000, 5)
+	e := newEvent(policy.Problem{Namespace: "ns", Name: strings.Repeat("n", 200), Err: errors.New(strings.Repeat("x", 3000))}, "worker", now)
+	if len(e.Note) != maxNote || !strings.HasSuffix(e.Note, "x...") {
+		t.Errorf("note of %d bytes", len(e.Note))
 	}
-	close(r.Events)
-	var got []string
-	for e := range r.Events {
-		got = append(got, e)
-	}
-	if len(got) != 2 || !strings.HasPrefix(got[0], "Warning NotCompiled 100% wrong; ") {
-		t.Errorf("%d events past a limit of 2: %q", len(got), got)
+	if len(e.Name) > 253 || e.EventTime.IsZero() || e.ReportingInstance != "worker" || e.Action == "" {
+		t.Errorf("%+v", e)
 	}
 }

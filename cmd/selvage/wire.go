@@ -42,7 +42,7 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 	m := metrics.New(version)
 	a := newAgent(c, log, m)
 	observe := observer(m)
-	source, err := a.openSource(ctx, c, observe)
+	source, err := a.openSource(c, observe)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func observer(m *metrics.Metrics) informer.Observe {
 }
 
 // openSource returns where the objects come from.
-func (a *agent) openSource(ctx context.Context, c config, observe informer.Observe) (informer.Source, error) {
+func (a *agent) openSource(c config, observe informer.Observe) (informer.Source, error) {
 	if c.manifests != "" {
 		return informer.Manifests(c.manifests, informer.ManifestsOptions{Logger: a.log, Observe: observe})
 	}
@@ -96,9 +96,11 @@ func (a *agent) openSource(ctx context.Context, c config, observe informer.Obser
 	if err != nil {
 		return nil, err
 	}
-	if a.problems.event, err = newEvents(ctx, rc); err != nil {
+	r, err := newRecorder(rc, c.policy.NodeName, a.log)
+	if err != nil {
 		return nil, err
 	}
+	a.problems.event = r.event
 	return informer.Kubernetes(rc)
 }
 
