@@ -26,7 +26,7 @@ import (
 
 // The messages and attributes of linux/netfilter/nfnetlink_conntrack.h.
 const (
-	msgNew = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0
+	msgNew = unix.NFNL_SUBSYS_CTNETLINK << 8 // IPCTNL_MSG_CT_NEW is 0
 	msgGet = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
 
 	attrTupleOrig = 1

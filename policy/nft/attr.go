@@ -55,14 +55,6 @@ func (a *attrs) uint32() uint32 {
 	return binary.BigEndian.Uint32(a.data)
 }
 
-// uint64 is likewise for eight bytes.
-func (a *attrs) uint64() uint64 {
-	if len(a.data) != 8 {
-		return 0
-	}
-	return binary.BigEndian.Uint64(a.data)
-}
-
 // cstring is the text before the terminating zero.
 func cstring(b []byte) string {
 	if i := bytes.IndexByte(b, 0); i >= 0 {

@@ -304,12 +304,11 @@ func TestLarge(t *testing.T) {
 			c := ns.open(t)
 			want := large(size.rules, size.elements)
 			for _, way := range []string{"Apply", "one batch"} {
-				stats, err := Stats{}, error(nil)
-				if way == "Apply" {
-					stats, err = c.Apply(fill(want))
-				} else {
-					stats, err = c.Replace(want)
+				apply := func() (Stats, error) { return c.Apply(fill(want)) }
+				if way == "one batch" {
+					apply = func() (Stats, error) { return c.Replace(want) }
 				}
+				stats, err := apply()
 				if err != nil {
 					t.Fatalf("%s: %v", way, err)
 				}

@@ -115,8 +115,6 @@ func decodeCt(f policy.Family, b []byte) (*expr.Ct, bool) {
 				return nil, false
 			}
 			e.Direction = uint32(ct.data[0])
-		default:
-			return nil, false
 		}
 	}
 	switch e.Key {

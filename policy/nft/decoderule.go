@@ -263,6 +263,9 @@ func (d *ruleDecoder) compare(fd namedField, size int, m policy.Match, c *expr.C
 		return false
 	case fd.name == policy.FieldIifname:
 		m.Op, m.Name = policy.OpEqual, cstring(c.Data)
+		if m.Name == "" || len(m.Name) == fd.size {
+			return false
+		}
 		if padded := append([]byte(m.Name), make([]byte, fd.size-len(m.Name))...); !bytes.Equal(padded, c.Data) {
 			return false
 		}
@@ -325,7 +328,7 @@ func (d *ruleDecoder) statements() {
 		d.rule.Verdict = policy.Verdict{Kind: verdictKind(int32(e.Kind)), Chain: e.Chain}
 	case *expr.Reject:
 		switch {
-		case e.Type == unix.NFT_REJECT_TCP_RST:
+		case e.Type == unix.NFT_REJECT_TCP_RST && e.Code == 0:
 			d.rule.Verdict.Kind = policy.VerdictReset
 		case e.Type == unix.NFT_REJECT_ICMP_UNREACH && d.family == policy.IPv4 && e.Code == codeProhibited4,
 			e.Type == unix.NFT_REJECT_ICMP_UNREACH && d.family == policy.IPv6 && e.Code == codeProhibited6:

@@ -2,8 +2,12 @@ package nft
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -130,7 +134,8 @@ func withComments(r, before *policy.Ruleset) *policy.Ruleset {
 	return &out
 }
 
-// FuzzDecode: what others put into our tables must not bring the agent down.
+// FuzzDecode: what others put into our tables must not bring the agent down,
+// and no rule may be taken for ours that Encode would not make just so.
 func FuzzDecode(f *testing.F) {
 	m, err := Encode(fill(everything()))
 	if err != nil {
@@ -149,8 +154,101 @@ func FuzzDecode(f *testing.F) {
 		newDecoder(&policy.Table{}).elements(&s, []netlink.Message{msg})
 		s.Interval = true
 		newDecoder(&policy.Table{}).elements(&s, []netlink.Message{msg})
-		r := decodeMessages([]netlink.Message{{Header: netlink.Header{Type: messageType(unix.NFT_MSG_NEWCHAIN)},
-			Data: appendString(appendString([]byte{data[0], 0, 0, 0}, unix.NFTA_CHAIN_TABLE, policy.TableName), unix.NFTA_CHAIN_NAME, "egress")}, msg})
-		_ = r.String()
+		_ = decodeMessages([]netlink.Message{msg})
+		for a := attributes(msg.Data[nfgenmsgLen:]); a.next(); {
+			if a.typ == unix.NFTA_RULE_EXPRESSIONS {
+				mustBeExact(t, familyOf(&msg), a.data)
+			}
+		}
 	})
+}
+
+// TestOnlyOurRulesAreOurs changes rules a little, expression by expression.
+func TestOnlyOurRulesAreOurs(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		f := rapid.SampledFrom(policy.Families[:]).Draw(t, "family")
+		table := drawTable(t, f)
+		for _, ch := range table.Chains {
+			for i := range ch.Rules {
+				exprs, err := encodeRule(f, &ch.Rules[i])
+				if err != nil {
+					t.Fatal(err)
+				}
+				exprs = disturb(t, exprs)
+				r := ruleOf(f, exprs)
+				if len(r.Match) == 1 && r.Match[0].Op == opForeign {
+					continue
+				}
+				again, err := encodeRule(f, &r)
+				if err != nil {
+					t.Fatalf("recognised as %+v, which cannot be encoded: %v", r, err)
+				}
+				if diff := cmp.Diff(exprs, again, cmpopts.EquateEmpty()); diff != "" {
+					t.Fatalf("recognised as %+v, but encoded (+) it differs:\n%s", r, diff)
+				}
+			}
+		}
+	})
+}
+
+// disturb removes, repeats, moves or changes one expression.
+func disturb(t *rapid.T, exprs []expr.Any) []expr.Any {
+	if len(exprs) == 0 {
+		return exprs
+	}
+	i := rapid.IntRange(0, len(exprs)-1).Draw(t, "at")
+	j := rapid.IntRange(0, len(exprs)-1).Draw(t, "other")
+	change := func(v *uint32) { *v += rapid.SampledFrom([]uint32{1, 2, 8, 1<<32 - 1}).Draw(t, "by") }
+	data := func(b []byte) {
+		if len(b) > 0 {
+			b[rapid.IntRange(0, len(b)-1).Draw(t, "byte")] ^= rapid.Byte().Draw(t, "with")
+		}
+	}
+	switch rapid.SampledFrom([]string{"remove", "repeat", "swap", "change", "change"}).Draw(t, "disturb") {
+	case "remove":
+		return slices.Delete(exprs, i, i+1)
+	case "repeat":
+		return slices.Insert(exprs, j, exprs[i])
+	case "swap":
+		exprs[i], exprs[j] = exprs[j], exprs[i]
+		return exprs
+	}
+	field := rapid.IntRange(0, 4).Draw(t, "field")
+	switch e := exprs[i].(type) {
+	case *expr.Ct:
+		[]func(){func() { change(&e.Register) }, func() { e.Key++ }, func() { change(&e.Direction) }, func() { e.SourceRegister = !e.SourceRegister }, func() {}}[field]()
+	case *expr.Meta:
+		[]func(){func() { change(&e.Register) }, func() { e.Key++ }, func() { e.SourceRegister = !e.SourceRegister }, func() {}, func() {}}[field]()
+	case *expr.Payload:
+		[]func(){func() { change(&e.DestRegister) }, func() { e.Base++ }, func() { change(&e.Offset) }, func() { change(&e.Len) }, func() { e.OperationType++ }}[field]()
+	case *expr.Cmp:
+		[]func(){func() { change(&e.Register) }, func() { e.Op = expr.CmpOp(rapid.Uint32Range(0, 5).Draw(t, "op")) }, func() { data(e.Data) }, func() { e.Data = e.Data[:len(e.Data)-1] }, func() { e.Data = append(e.Data, 0) }}[field]()
+	case *expr.Bitwise:
+		[]func(){func() { change(&e.SourceRegister) }, func() { change(&e.DestRegister) }, func() { data(e.Mask) }, func() { data(e.Xor) }, func() { change(&e.Len) }}[field]()
+	case *expr.Lookup:
+		[]func(){func() { change(&e.SourceRegister) }, func() { e.IsDestRegSet = !e.IsDestRegSet }, func() { e.IsDestRegSet = true; change(&e.DestRegister) }, func() { e.Invert = !e.Invert }, func() { e.SetName += "x" }}[field]()
+	case *expr.Reject:
+		[]func(){func() { change(&e.Type) }, func() { e.Code++ }, func() {}, func() {}, func() {}}[field]()
+	}
+	return exprs
+}
+
+// mustBeExact decodes the expressions of a rule and, if they are recognised,
+// encodes them again.
+func mustBeExact(t *testing.T, f policy.Family, b []byte) {
+	exprs, err := decodeExprs(f, b)
+	if err != nil {
+		return
+	}
+	r := ruleOf(f, exprs)
+	if len(r.Match) == 1 && r.Match[0].Op == opForeign {
+		return
+	}
+	again, err := encodeRule(f, &r)
+	if err != nil {
+		t.Fatalf("recognised as %+v, which cannot be encoded: %v", r, err)
+	}
+	if diff := cmp.Diff(exprs, again, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("recognised as %+v, but encoded (+) it differs:\n%s", r, diff)
+	}
 }
