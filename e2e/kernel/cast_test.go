@@ -55,7 +55,7 @@ func (c *cast) add(t *testing.T, n *enforced, name string, attachment world.Atta
 // the policies of some manifests.
 func (c *cast) snapshot(t *testing.T, policies string, absent ...string) policy.Snapshot {
 	t.Helper()
-	s := policy.Snapshot{Policies: load(t, policies).Policies}
+	s := policy.Snapshot{Policies: load(t, policies).Policies, Bridges: bridges}
 	s.Namespaces = []*policy.Namespace{{Meta: policy.Meta{Name: "red"}, Labels: policy.NewLabels(map[string]string{"kubernetes.io/metadata.name": "red"})}}
 	for _, name := range []string{policytest.NodeA, policytest.NodeB} {
 		s.Nodes = append(s.Nodes, &policy.Node{Meta: policy.Meta{Name: name}, PodCIDRs: cidrs[name]})

@@ -3,11 +3,12 @@ package kernel
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/selvage-net/selvage/e2e/world"
 	"github.com/selvage-net/selvage/policy"
-	"github.com/selvage-net/selvage/policy/nft"
 	"github.com/selvage-net/selvage/policy/policytest"
 )
 
@@ -39,9 +40,7 @@ func liveThrough(t *testing.T, lived, fresh *world.Node, cfg policy.Config, hist
 	t.Helper()
 	e := enforce(t, lived, cfg)
 	defer e.enforcer.Close()
-	other, err := nft.Open(nft.Options{NetNS: fresh.FD()})
-	must(t, err)
-	defer other.Close()
+	other := openConn(t, fresh)
 	model := policytest.NewModel(policy.Snapshot{})
 	for _, deltas := range history {
 		model.Apply(deltas...)
@@ -59,18 +58,27 @@ func liveThrough(t *testing.T, lived, fresh *world.Node, cfg policy.Config, hist
 		compared++
 	}
 	// The next history finds no tables.
-	c, err := nft.Open(nft.Options{NetNS: lived.FD()})
-	must(t, err)
-	defer c.Close()
-	_, err = c.Cleanup()
+	_, err := openConn(t, lived).Cleanup()
 	must(t, err)
 	return compared
 }
 
-// listing is the whole ruleset of a namespace, without its counters.
+// listing is the whole ruleset of a namespace, without its counters. nft lists
+// sets and chains in the order in which they were made, which says nothing;
+// here they are sorted within their table.
 func listing(t *testing.T, n *world.Node) string {
 	t.Helper()
 	out, err := n.Run(t.Context(), "nft", "-s", "list", "ruleset")
 	must(t, err)
-	return out
+	var sorted strings.Builder
+	for _, table := range strings.SplitAfter(out, "\n}\n") {
+		head, body, _ := strings.Cut(strings.TrimSuffix(table, "}\n"), "{\n")
+		blocks := strings.Split(body, "\n\n")
+		for i := range blocks {
+			blocks[i] = strings.Trim(blocks[i], "\n")
+		}
+		slices.Sort(blocks)
+		sorted.WriteString(head + "{\n" + strings.Join(blocks, "\n\n") + "\n}\n")
+	}
+	return sorted.String()
 }

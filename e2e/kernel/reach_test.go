@@ -3,8 +3,11 @@ package kernel
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
+	"time"
 
+	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/selvage-net/selvage/e2e/world"
@@ -204,4 +207,41 @@ func TestReusedAddress(t *testing.T) {
 	}
 	c.set(t, s)
 	c.expect(t, both("the address has another owner", client.Namespace, server.Addrs(), policy.TCP, 80, world.Dropped)...)
+}
+
+// TestLinkLocal wants the addresses that every interface has by itself to be no
+// way around policy: two pods on a bridge reach each other by them.
+func TestLinkLocal(t *testing.T) {
+	c := newCast(t)
+	server, client := c.add(t, c.a, "server", world.Bridged), c.add(t, c.a, "client", world.Bridged)
+	local, zone := linkLocal(t, server.Pod)
+	must(t, server.Namespace.Serve([]netip.Addr{local.WithZone(zone)}, web...))
+	_, zone = linkLocal(t, client.Pod)
+	to := both("link-local", client.Namespace, []netip.Addr{local.WithZone(zone)}, policy.TCP, 80, world.Unknown)
+	to = append(to, both("link-local", client.Namespace, []netip.Addr{local.WithZone(zone)}, policy.UDP, 80, world.Unknown)...)
+	for policies, want := range map[string]world.Outcome{"": world.Allowed, np("server", "server", "ingress: []"): world.Dropped} {
+		c.set(t, c.snapshot(t, policies))
+		for i := range to {
+			to[i].Want = want
+		}
+		c.expect(t, to...)
+	}
+}
+
+// linkLocal returns the link-local address of a pod, and the zone that it has
+// inside: the number of eth0.
+func linkLocal(t *testing.T, p *world.Pod) (addr netip.Addr, zone string) {
+	t.Helper()
+	eth0, err := p.Netlink().LinkByName("eth0")
+	must(t, err)
+	for {
+		list, err := p.Netlink().AddrList(eth0, netlink.FAMILY_V6)
+		must(t, err)
+		for _, a := range list {
+			if got, ok := netip.AddrFromSlice(a.IP); ok && got.IsLinkLocalUnicast() {
+				return got, strconv.Itoa(eth0.Attrs().Index)
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }

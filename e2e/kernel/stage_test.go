@@ -56,6 +56,9 @@ var (
 	}
 )
 
+// bridges are those of each node.
+var bridges = []*policy.Bridge{{Meta: policy.Meta{Name: world.Bridge}}}
+
 // stage is a cluster of two nodes and a host outside of it, which is the
 // nodes' way to the rest of the world.
 type stage struct {
@@ -101,11 +104,18 @@ func newStage(t *testing.T, filtering world.BridgeFiltering) *stage {
 // enforce gives a node its enforcer, with nothing in the kernel yet.
 func enforce(t *testing.T, n *world.Node, cfg policy.Config) *enforced {
 	t.Helper()
-	conn, err := nft.Open(nft.Options{NetNS: n.FD()})
-	must(t, err)
-	e := nft.NewEnforcer(nft.EnforcerOptions{Conn: conn, Config: cfg, Reclaimer: conntrack.Table{NetNS: n.FD()}})
+	e := nft.NewEnforcer(nft.EnforcerOptions{Conn: openConn(t, n), Config: cfg, Reclaimer: conntrack.Table{NetNS: n.FD()}})
 	t.Cleanup(func() { _ = e.Close() })
 	return &enforced{Node: n, enforcer: e}
+}
+
+// openConn opens what reads and writes a node's tables.
+func openConn(t *testing.T, n *world.Node) *nft.Conn {
+	t.Helper()
+	c, err := nft.Open(nft.Options{NetNS: n.FD()})
+	must(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	return c
 }
 
 // set makes the node follow another snapshot, in one sync.
@@ -119,9 +129,10 @@ func (e *enforced) set(tb fataler, s policy.Snapshot) nft.Result {
 	return r
 }
 
-// set makes both nodes follow a snapshot.
+// set makes both nodes follow a snapshot, and know of their bridge.
 func (s *stage) set(tb fataler, snapshot policy.Snapshot) {
 	tb.Helper()
+	snapshot.Bridges = bridges
 	s.a.set(tb, snapshot)
 	s.b.set(tb, snapshot)
 }
@@ -151,6 +162,9 @@ func between(before, after policy.Snapshot) []policy.Delta {
 
 func objects(s policy.Snapshot) []policy.Object {
 	var all []policy.Object
+	for _, o := range s.Bridges {
+		all = append(all, o)
+	}
 	for _, o := range s.Nodes {
 		all = append(all, o)
 	}

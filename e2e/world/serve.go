@@ -113,7 +113,7 @@ func (n *Namespace) listen(k listenerKey) (io.Closer, error) {
 	case policy.UDP:
 		var c *net.UDPConn
 		err := n.Do(func() (err error) {
-			c, err = net.ListenUDP("udp", &net.UDPAddr{IP: at.IP, Port: at.Port})
+			c, err = net.ListenUDP("udp", &net.UDPAddr{IP: at.IP, Port: at.Port, Zone: at.Zone})
 			return err
 		})
 		if err == nil {

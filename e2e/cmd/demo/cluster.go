@@ -31,7 +31,7 @@ type cluster struct {
 	outside []*world.Node
 	// places are all pods and hosts by name.
 	places map[string]*placed
-	agents []*agent
+	agents []*world.Agent
 	live   []*live
 }
 
@@ -68,7 +68,7 @@ func newCluster(ctx context.Context, o options) (*cluster, error) {
 		return c, err
 	}
 	for _, n := range c.nodes {
-		a := &agent{node: n, binary: o.agent, manifests: c.dir, log: filepath.Join(dir, n.Name+".log")}
+		a := &world.Agent{Node: n, Binary: o.agent, Manifests: c.dir, Log: filepath.Join(dir, n.Name+".log")}
 		c.agents = append(c.agents, a)
 	}
 	return c, c.startAgents(ctx)
@@ -80,7 +80,7 @@ func (c *cluster) close() error {
 	}
 	var errs []error
 	for _, a := range c.agents {
-		errs = append(errs, a.kill())
+		errs = append(errs, a.Kill())
 	}
 	if c.world != nil {
 		errs = append(errs, c.world.Close())
@@ -175,12 +175,12 @@ func (c *cluster) remove(names ...string) error {
 
 func (c *cluster) startAgents(ctx context.Context) error {
 	for _, a := range c.agents {
-		if err := a.start(); err != nil {
+		if err := a.Start(); err != nil {
 			return err
 		}
 	}
 	for _, a := range c.agents {
-		if err := a.waitReady(ctx); err != nil {
+		if err := a.WaitReady(ctx); err != nil {
 			return err
 		}
 	}

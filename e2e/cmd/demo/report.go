@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/selvage-net/selvage/e2e/world"
 )
 
 // report prints the story as it goes. The first write error is kept out of the
@@ -190,8 +192,8 @@ func (r *report) closing(c *cluster) int {
 // agentLogs shows on standard error what the agents said last.
 func (r *report) agentLogs(c *cluster) {
 	for _, a := range c.agents {
-		fmt.Fprintf(os.Stderr, "\nThe last lines of the agent of %s:\n", a.node.Name)
-		for _, line := range a.logTail(15) {
+		fmt.Fprintf(os.Stderr, "\nThe last lines of the agent of %s:\n", a.Node.Name)
+		for _, line := range a.LogTail(15) {
 			fmt.Fprintf(os.Stderr, "  %s\n", line)
 		}
 	}
@@ -205,5 +207,5 @@ func (r *report) directions(c *cluster) {
 	}
 	web := c.places["web"]
 	fmt.Fprintf(os.Stderr, "  ip netns exec %s nc -v %s 8080\n", c.places["monitor"].ID, web.addrs[0])
-	fmt.Fprintf(os.Stderr, "  ip netns exec %s curl -s http://%s/metrics\n", c.nodes[0].ID, agentAddress)
+	fmt.Fprintf(os.Stderr, "  ip netns exec %s curl -s http://%s/metrics\n", c.nodes[0].ID, world.AgentAddress)
 }

@@ -77,7 +77,7 @@ func (c *cluster) change(ctx context.Context, s *step) error {
 	switch s.act {
 	case killAgents:
 		for _, a := range c.agents {
-			if err := a.kill(); err != nil {
+			if err := a.Kill(); err != nil {
 				return err
 			}
 		}
@@ -90,7 +90,7 @@ func (c *cluster) change(ctx context.Context, s *step) error {
 	}
 	want := make([]int, len(c.agents))
 	for i, a := range c.agents {
-		n, err := a.programmed(ctx)
+		n, err := a.Programmed(ctx)
 		if err != nil {
 			return err
 		}
@@ -103,7 +103,7 @@ func (c *cluster) change(ctx context.Context, s *step) error {
 		return err
 	}
 	for i, a := range c.agents {
-		if err := a.waitProgrammed(ctx, want[i]); err != nil {
+		if err := a.WaitProgrammed(ctx, want[i]); err != nil {
 			return err
 		}
 	}

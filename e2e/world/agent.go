@@ -1,4 +1,4 @@
-package main
+package world
 
 import (
 	"bufio"
@@ -15,41 +15,42 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/selvage-net/selvage/e2e/world"
 )
 
-// agentAddress is where each agent serves its metrics, inside its node.
-const agentAddress = "127.0.0.1:9470"
+// AgentAddress is where each agent serves its metrics, inside its node.
+const AgentAddress = "127.0.0.1:9470"
 
 // agentPatience is how long an agent may take to become ready or to program a
 // change, on a machine that has other things to do.
 const agentPatience = 20 * time.Second
 
-// agent is `selvage agent` on a node.
-type agent struct {
-	node      *world.Node
-	binary    string
-	manifests string
-	// log is the file that the agent writes to, over all its lives.
-	log string
+// Agent is `selvage agent` on a node, which reads manifests. It is for one
+// goroutine.
+type Agent struct {
+	Node *Node
+	// Binary is the program, Manifests the directory that it reads.
+	Binary, Manifests string
+	// Log is the file that the agent writes to, over all its lives.
+	Log string
 
 	cmd  *exec.Cmd
 	done chan error
 }
 
-func (a *agent) start() error {
-	out, err := os.OpenFile(a.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+// Start starts the agent. It dies with this process, but not by a Ctrl-C that
+// is meant for it.
+func (a *Agent) Start() error {
+	out, err := os.OpenFile(a.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	a.cmd = exec.Command(a.binary, "agent", "--node-name", a.node.Name, "--manifests", a.manifests, "--http-address", agentAddress)
+	a.cmd = exec.Command(a.Binary, "agent", "--node-name", a.Node.Name, "--manifests", a.Manifests, "--http-address", AgentAddress)
 	a.cmd.Stdout, a.cmd.Stderr = out, out
 	// In a process group of its own, Ctrl-C reaches the demo alone.
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := a.node.Start(a.cmd); err != nil {
-		return fmt.Errorf("start the agent of %s: %w", a.node.Name, err)
+	if err := a.Node.Start(a.cmd); err != nil {
+		return fmt.Errorf("start the agent of %s: %w", a.Node.Name, err)
 	}
 	cmd, done := a.cmd, make(chan error, 1)
 	a.done = done
@@ -57,8 +58,8 @@ func (a *agent) start() error {
 	return nil
 }
 
-// kill ends the agent the hard way and waits until it is gone.
-func (a *agent) kill() error {
+// Kill ends the agent the hard way and waits until it is gone.
+func (a *Agent) Kill() error {
 	if a.cmd == nil {
 		return nil
 	}
@@ -67,7 +68,7 @@ func (a *agent) kill() error {
 		err = nil
 	}
 	if err != nil {
-		return fmt.Errorf("kill the agent of %s: %w", a.node.Name, err)
+		return fmt.Errorf("kill the agent of %s: %w", a.Node.Name, err)
 	}
 	<-a.done
 	a.cmd = nil
@@ -75,14 +76,14 @@ func (a *agent) kill() error {
 }
 
 // get reads a page from the agent, from inside its node.
-func (a *agent) get(ctx context.Context, path string) (status int, body string, err error) {
+func (a *Agent) get(ctx context.Context, path string) (status int, body string, err error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return a.node.DialTCP(ctx, netip.Addr{}, netip.MustParseAddrPort(address))
+			return a.Node.DialTCP(ctx, netip.Addr{}, netip.MustParseAddrPort(address))
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+agentAddress+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+AgentAddress+path, nil)
 	if err != nil {
 		return 0, "", err
 	}
@@ -96,7 +97,7 @@ func (a *agent) get(ctx context.Context, path string) (status int, body string, 
 }
 
 // until asks the agent again and again until ok says yes to a page.
-func (a *agent) until(ctx context.Context, what, path string, ok func(status int, body string) bool) error {
+func (a *Agent) until(ctx context.Context, what, path string, ok func(status int, body string) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, agentPatience)
 	defer cancel()
 	var last string
@@ -113,9 +114,9 @@ func (a *agent) until(ctx context.Context, what, path string, ok func(status int
 		select {
 		case err := <-a.done:
 			a.cmd = nil
-			return fmt.Errorf("the agent of %s ended: %v", a.node.Name, err)
+			return fmt.Errorf("the agent of %s ended: %v", a.Node.Name, err)
 		case <-ctx.Done():
-			return fmt.Errorf("the agent of %s is not %s after %v: %s", a.node.Name, what, agentPatience, last)
+			return fmt.Errorf("the agent of %s is not %s after %v: %s", a.Node.Name, what, agentPatience, last)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -126,21 +127,22 @@ func firstLine(s string) string {
 	return line
 }
 
-func (a *agent) waitReady(ctx context.Context) error {
+// WaitReady waits until the agent says that everything is programmed.
+func (a *Agent) WaitReady(ctx context.Context) error {
 	return a.until(ctx, "ready", "/readyz", func(status int, _ string) bool { return status == http.StatusOK })
 }
 
-// programmed counts the events that the kernel enforces by now.
-func (a *agent) programmed(ctx context.Context) (int, error) {
+// Programmed counts the events that the kernel enforces by now.
+func (a *Agent) Programmed(ctx context.Context) (int, error) {
 	_, body, err := a.get(ctx, "/metrics")
 	if err != nil {
-		return 0, fmt.Errorf("metrics of the agent of %s: %w", a.node.Name, err)
+		return 0, fmt.Errorf("metrics of the agent of %s: %w", a.Node.Name, err)
 	}
 	return metric(body, "selvage_policy_programming_duration_seconds_count"), nil
 }
 
-// waitProgrammed waits until n events are enforced.
-func (a *agent) waitProgrammed(ctx context.Context, n int) error {
+// WaitProgrammed waits until n events are enforced.
+func (a *Agent) WaitProgrammed(ctx context.Context, n int) error {
 	return a.until(ctx, "done with the change", "/metrics", func(_ int, body string) bool {
 		return metric(body, "selvage_policy_programming_duration_seconds_count") >= n && metric(body, "selvage_in_sync") == 1
 	})
@@ -159,9 +161,9 @@ func metric(page, name string) int {
 	return -1
 }
 
-// logTail returns the last lines of the agent's log.
-func (a *agent) logTail(n int) []string {
-	data, err := os.ReadFile(a.log)
+// LogTail returns the last lines of the agent's log.
+func (a *Agent) LogTail(n int) []string {
+	data, err := os.ReadFile(a.Log)
 	if err != nil {
 		return []string{err.Error()}
 	}
