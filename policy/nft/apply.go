@@ -54,7 +54,7 @@ func (c *Conn) Apply(change *policy.Change) (Stats, error) {
 		}
 	}
 	if len(m.Sweep) > 0 && len(m.Switch) > 0 {
-		settle()
+		c.settle()
 	}
 	for _, batch := range chunks(m.Sweep) {
 		if err := c.send(batch, &stats); err != nil {
@@ -179,10 +179,12 @@ func countElements(change *policy.Change) int {
 // Such a packet still runs the old rules, and would find a set that these use
 // empty the moment that the set is deleted. Packets run under the kernel's RCU
 // read lock, and this membarrier command waits for a grace period, some
-// milliseconds (membarrier(2), kernel/sched/membarrier.c). A kernel without it
-// is none of the slow ones: it refuses at once, and the packets that could
-// still be on their way are those of a processor that stood still.
-func settle() {
+// milliseconds (membarrier(2), kernel/sched/membarrier.c). Where it is refused,
+// as with nohz_full, only a packet that was held up for longer than it takes to
+// send the next batch could be met.
+func (c *Conn) settle() {
 	const membarrierCmdGlobal = 1
-	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0)
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0); errno != 0 {
+		c.opts.Logger.Debug("cannot wait for packets on their way", "error", errno)
+	}
 }

@@ -185,6 +185,7 @@ func (e *Enforcer) sync(ctx context.Context, r *Result) error {
 // how many parts of them were otherwise.
 func (e *Enforcer) converge(ctx context.Context, r *Result) (different int, err error) {
 	r.Resynced = true
+	was := e.generation.Load()
 	actual, err := e.conn.Read()
 	if err != nil {
 		return 0, err
@@ -222,6 +223,7 @@ func (e *Enforcer) converge(ctx context.Context, r *Result) (different int, err 
 	}
 	switch {
 	case err == nil:
+		r.Tightened = r.Tightened || was != 0 && was != e.generation.Load()
 		e.refused = 0
 		e.verify = false
 	case errors.Is(err, ErrRefused):

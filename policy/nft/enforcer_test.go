@@ -346,8 +346,8 @@ func TestRepair(t *testing.T) {
 			if !r.Resynced || r.Repaired == 0 || r.Messages == 0 {
 				t.Errorf("%+v", r)
 			}
-			if tightens := !slices.Contains(harmless, name); tightens != (r.Generation != generation) {
-				t.Errorf("the generation went from %d to %d", generation, r.Generation)
+			if tightens := !slices.Contains(harmless, name); tightens != (r.Generation != generation) || tightens != r.Tightened {
+				t.Errorf("the generation went from %d to %d: %+v", generation, r.Generation, r)
 			}
 			mustBeInForce(t, ns, c, policy.DefaultConfig(testNode), r.Generation)
 			if strings.Contains(ns.list(t), "dormant") {

@@ -142,6 +142,7 @@ func (c *Conn) readElements(d *decoder, s *policy.Set) error {
 		if d.elements(s, msgs) {
 			return nil
 		}
+		c.opts.Logger.Debug("listing a set again, which the kernel rearranged meanwhile", "family", d.table.Family, "set", s.Name)
 		time.Sleep(time.Duration(1+try) * time.Millisecond)
 	}
 	return errInterrupted
