@@ -54,7 +54,7 @@ func (c *Compiler) renderBase() {
 		f := t.family
 		self := t.addSet(Set{Name: selfName(f), Key: [2]Type{TypeAddr, TypeAddr}, Comment: "isolated pods, to reach themselves"}, roleSelf, 0)
 		for _, dir := range directions {
-			t.addSet(Set{
+			t.dispatch[dir] = t.addSet(Set{
 				Name: dispatchName(dir, f), Key: [2]Type{TypeAddr}, Verdicts: true, Size: maxLocalPods,
 				Comment: "pods of this node, " + dir.String(),
 			}, roleDispatch, dir)

@@ -123,7 +123,7 @@ type policy struct {
 type selector struct {
 	peer
 	key     string
-	id      string // the hash of the key
+	sets    [2]string // the names of its sets, should it get them
 	anchors []anchor
 	members map[*pod]struct{}
 	users   map[*signature]struct{}
@@ -131,7 +131,7 @@ type selector struct {
 	shared bool
 }
 
-func (s *selector) setName(f Family) string { return "sel-" + s.id + f.Suffix() }
+func (s *selector) setName(f Family) string { return s.sets[f] }
 
 // NewCompiler returns a Compiler that knows no objects yet. The configuration
 // must be valid.
@@ -399,7 +399,9 @@ func (c *Compiler) touchPod(p *pod) {
 
 func (c *Compiler) touch(a netip.Addr, p *pod) {
 	c.touched[a] = appendMissing(c.touched[a], p.selectors)
-	if len(p.Ports) > 0 {
+	// Only sets of named ports that are there need to be told; one that is made
+	// later is made from all that is there then.
+	if len(p.Ports) > 0 && c.tables[FamilyOf(a)].named > 0 {
 		c.touchedPorts[a] = appendMissing(c.touchedPorts[a], p.Ports)
 	}
 }

@@ -89,7 +89,7 @@ func (c *Compiler) namedSet(n namedPort, t *liveTable) *liveSet {
 	if set := t.sets[name]; set != nil {
 		return set
 	}
-	set := t.addSet(Set{Name: name, Key: [2]Type{TypeAddr, TypeService}, Comment: clip("port " + n.name + "/" + n.protocol.String())}, roleAllow, 0)
+	set := t.addSet(Set{Name: name, Key: [2]Type{TypeAddr, TypeService}, Comment: clip("port " + n.name + "/" + n.protocol.String())}, roleNamed, 0)
 	for a, p := range c.owners {
 		if FamilyOf(a) != t.family {
 			continue

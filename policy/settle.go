@@ -112,7 +112,7 @@ func (c *Compiler) refreshDispatch(a netip.Addr) {
 	t := c.tables[FamilyOf(a)]
 	owner := c.owners[a]
 	here := owner != nil && c.local(owner.Pod)
-	if _, was := t.sets[dispatchName(ingress, t.family)].elem[AddrKey(a)]; !here && !was {
+	if !here && !t.dispatch[ingress].at(AddrKey(a)).there {
 		return
 	}
 	isolated := false
@@ -127,7 +127,7 @@ func (c *Compiler) refreshDispatch(a netip.Addr) {
 				isolated = true
 			}
 		}
-		t.setElem(t.sets[dispatchName(dir, t.family)], AddrKey(a), here, verdictIf(here, v))
+		t.setElem(t.dispatch[dir], AddrKey(a), here, verdictIf(here, v))
 	}
 	t.setElem(t.sets[selfName(t.family)], AddrPairKey(a, a), isolated, Verdict{})
 	if c.noteOutside(a, here) {

@@ -17,6 +17,7 @@ import (
 type signature struct {
 	dir      direction
 	chain    string
+	peers    [2]string // the names of its maps of peers
 	policies []key
 	// ports are the named ports that matter, as the pods have them (ingress).
 	ports []NamedPort
@@ -52,7 +53,7 @@ type podAllowance struct {
 func (s *signature) all() bool { return s.allow.anyone.all }
 
 func (s *signature) peersName(f Family) string {
-	return s.dir.String() + "-peers" + strings.TrimPrefix(s.chain, s.dir.String()) + f.Suffix()
+	return s.peers[f]
 }
 
 // hash shortens a text to what can be part of a name: 50 bits in base 32. With
@@ -119,6 +120,9 @@ func (c *Compiler) signature(dir direction, isolating []*policy, on *Pod) *signa
 	s := c.signatures[chain]
 	if s == nil {
 		s = &signature{dir: dir, chain: chain, policies: keys, ports: ports, pods: map[*pod]struct{}{}}
+		for _, f := range Families {
+			s.peers[f] = dir.String() + "-peers" + strings.TrimPrefix(chain, dir.String()) + f.Suffix()
+		}
 		for _, np := range isolating {
 			np.signatures[s] = struct{}{}
 		}
@@ -272,7 +276,10 @@ func (c *Compiler) selector(p peer) *selector {
 	if s := c.selectors[k]; s != nil {
 		return s
 	}
-	s := &selector{peer: p, key: k, id: hash(k), anchors: anchorsOf(p.pods), members: map[*pod]struct{}{}, users: map[*signature]struct{}{}}
+	s := &selector{peer: p, key: k, anchors: anchorsOf(p.pods), members: map[*pod]struct{}{}, users: map[*signature]struct{}{}}
+	for _, f := range Families {
+		s.sets[f] = "sel-" + hash(k) + f.Suffix()
+	}
 	c.selectors[k] = s
 	c.newSelectors[s] = struct{}{}
 	switch {
@@ -317,39 +324,54 @@ func (c *Compiler) dropSelector(s *selector) {
 // populate finds the pods of new selectors, looking at each pod once.
 func (c *Compiler) populate() {
 	named := map[string][]*selector{}
-	var others []*selector
+	everywhere := index[*selector]{}
+	var wide []*selector
 	for s := range c.newSelectors {
-		if s.namespaces == nil {
+		switch {
+		case s.namespaces == nil:
 			named[s.namespace] = append(named[s.namespace], s)
-		} else {
-			others = append(others, s)
+		case s.wide():
+			wide = append(wide, s)
+		default:
+			everywhere.add(s.anchors, s)
 		}
 	}
 	for name, ns := range c.namespaces {
-		x := index[*selector]{}
+		here := index[*selector]{}
 		for _, s := range named[name] {
-			x.add(s.anchors, s)
+			here.add(s.anchors, s)
 		}
-		for _, s := range others {
+		for _, s := range wide {
 			if s.namespaces.Matches(ns.labels) {
-				x.add(s.anchors, s)
+				here.add(s.anchors, s)
 			}
 		}
-		if len(x) == 0 {
+		if len(here)+len(everywhere) == 0 {
 			continue
 		}
 		for p := range ns.pods {
-			if !p.peer() {
-				continue
+			if p.peer() {
+				c.join(ns, p, here, everywhere)
 			}
-			x.candidates(p.Labels, func(s *selector) {
-				if s.pods.Matches(p.Labels) {
-					p.selectors = append(p.selectors, s)
-					s.members[p] = struct{}{}
-				}
-			})
 		}
 	}
+}
+
+// join makes the pod a member of the selectors that match it, of those filed
+// for its namespace and of those filed whatever the namespace.
+func (c *Compiler) join(ns *namespace, p *pod, here, everywhere index[*selector]) {
+	try := func(s *selector) {
+		if s.pods.Matches(p.Labels) {
+			p.selectors = append(p.selectors, s)
+			s.members[p] = struct{}{}
+		}
+	}
+	here.candidates(p.Labels, try)
+	everywhere.candidates(p.Labels, func(s *selector) {
+		if s.namespaces.Matches(ns.labels) {
+			try(s)
+		}
+	})
 }
 
 // owned calls f for every address of the family that a member of s owns.

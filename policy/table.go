@@ -18,6 +18,8 @@ const (
 	rolePeers
 	// roleAllow sets hold addresses that a rule allows.
 	roleAllow
+	// roleNamed sets hold addresses with the number that a named port has there.
+	roleNamed
 	// roleSelf is the set of isolated pods, paired with themselves.
 	roleSelf
 )
@@ -57,6 +59,10 @@ type liveTable struct {
 	family Family
 	sets   map[string]*liveSet
 	chains map[string]*liveChain
+	// named is how many of the sets are of named ports.
+	named int
+	// dispatch are the maps of the node's own pods, which are always there.
+	dispatch [len(directions)]*liveSet
 	// idleSets and idleChains may have lost their last reference.
 	idleSets, idleChains []string
 
@@ -133,6 +139,9 @@ func (t *liveTable) addSet(spec Set, r role, dir direction) *liveSet {
 		s.elem = map[string]*Verdict{}
 	}
 	t.sets[spec.Name] = s
+	if r == roleNamed {
+		t.named++
+	}
 	t.idleSets = append(t.idleSets, spec.Name)
 	return s
 }
@@ -159,6 +168,9 @@ func (t *liveTable) delSet(name string) {
 	s := t.sets[name]
 	for key := range s.elem {
 		t.setElem(s, key, false, Verdict{})
+	}
+	if s.role == roleNamed {
+		t.named--
 	}
 	delete(t.sets, name)
 }
