@@ -46,7 +46,7 @@ func (r *Ruleset) mark() Mark {
 // other has no counterpart.
 func merge[T any](as, bs []T, order func(a, b *T) int, do func(a, b *T)) {
 	for len(as) > 0 || len(bs) > 0 {
-		c := 0
+		var c int
 		switch {
 		case len(as) == 0:
 			c = 1
