@@ -41,37 +41,36 @@ type placed struct {
 	addrs []netip.Addr
 }
 
-// newCluster builds the world that story/cluster.yaml describes and starts the
-// agents. What it returns must be closed even if there is an error.
-func newCluster(ctx context.Context, o options) (*cluster, error) {
-	c := &cluster{places: map[string]*placed{}}
+// open builds the world that story/cluster.yaml describes and starts the
+// agents. The cluster must be closed even if there is an error.
+func (c *cluster) open(ctx context.Context, o options) error {
 	var err error
 	if c.world, err = world.New(); err != nil {
-		return c, err
+		return err
 	}
 	dir, err := c.world.Dir()
 	if err != nil {
-		return c, err
+		return err
 	}
 	c.dir = filepath.Join(dir, "manifests")
 	if err := os.Mkdir(c.dir, 0o755); err != nil {
-		return c, err
+		return err
 	}
 	if err := c.write("cluster"); err != nil {
-		return c, err
+		return err
 	}
 	snapshot, err := informer.Load(c.dir)
 	if err != nil {
-		return c, err
+		return err
 	}
 	if err := c.build(ctx, snapshot); err != nil {
-		return c, err
+		return err
 	}
 	for _, n := range c.nodes {
 		a := &world.Agent{Node: n, Binary: o.agent, Manifests: c.dir, Log: filepath.Join(dir, n.Name+".log")}
 		c.agents = append(c.agents, a)
 	}
-	return c, c.startAgents(ctx)
+	return c.startAgents(ctx)
 }
 
 func (c *cluster) close() error {

@@ -36,17 +36,22 @@ func run() int {
 		flag.Usage()
 		return 2
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// A closed pipe (demo | head) ends the demo like Ctrl-C does.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	failed, err := play(ctx, o)
-	switch {
-	case ctx.Err() != nil:
+	c := &cluster{places: map[string]*placed{}}
+	failed, err := play(ctx, c, o)
+	if cerr := c.close(); cerr != nil {
+		fmt.Fprintln(os.Stderr, "demo: clean up:", cerr)
+		failed++
+	} else if ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "demo: interrupted; everything is removed")
 		return 130
-	case err != nil:
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
-		return 1
-	case failed > 0:
+	}
+	if err != nil || failed > 0 {
 		return 1
 	}
 	return 0
@@ -61,42 +66,43 @@ func besides(name string) string {
 	return filepath.Join(filepath.Dir(self), name)
 }
 
-// play builds the world, walks the story and removes the world. It returns the
-// number of checks that failed.
-func play(ctx context.Context, o options) (failed int, err error) {
+// play builds the world and walks the story. It returns the number of checks
+// that failed.
+func play(ctx context.Context, c *cluster, o options) (failed int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("network namespaces need root: run it with sudo")
 	}
 	if _, err := os.Stat(o.agent); err != nil {
-		return 0, fmt.Errorf("the agent is not built: %w (make build, or --agent)", err)
+		return 0, fmt.Errorf("the agent is not built (make build, or --agent): %w", err)
 	}
 	if _, err := world.Sweep(); err != nil {
 		return 0, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
 	r := newReport(os.Stdout, o)
-	c, err := newCluster(ctx, o)
-	defer func() { err = errors.Join(err, c.close()) }()
-	if err != nil {
+	r.opening()
+	if err := c.open(ctx, o); err != nil {
+		r.agentLogs(c)
 		return 0, err
 	}
-	r.opening(c)
 	for i := range story {
 		if o.step && !waitForEnter(ctx) {
-			return 0, ctx.Err()
+			break
 		}
-		if err := c.walk(ctx, r, i); err != nil {
+		if err := c.walk(ctx, r, i); err != nil && ctx.Err() == nil {
 			r.agentLogs(c)
 			return 0, fmt.Errorf("step %d, %s: %w", i+1, story[i].title, err)
 		}
 		if ctx.Err() != nil {
-			return 0, ctx.Err()
+			break
 		}
+	}
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
 	}
 	failed = r.closing(c)
 	if o.keep {
 		r.directions(c)
 		<-ctx.Done()
-		return failed, nil
 	}
 	return failed, nil
 }

@@ -45,7 +45,7 @@ const (
 )
 
 func (r *report) paint(colour, s string) string {
-	if !r.colour {
+	if !r.colour || colour == "" {
 		return s
 	}
 	return "\x1b[" + colour + "m" + s + "\x1b[0m"
@@ -57,26 +57,36 @@ func (r *report) printf(format string, args ...any) {
 	}
 }
 
-func (r *report) opening(c *cluster) {
-	r.printf("%s\n\n", r.paint(bold, "Selvage: NetworkPolicy in the kernel, shown with real connections"))
-	r.printf(`      node-a                                 node-b              outside the cluster
-  ┌────────────────────────────────────┐   ┌────────────────────┐   ┌─────────────────┐
-  │ shop/web   shop/api   ops/monitor  │   │ shop/web2          │   │ client, scanner │
-  │   └────── bridge cni0 ─────┘       │   │ ops/admin          │   │ (in the nodes'  │
-  │ shop/db (routed veth)              │   │   └─ bridge cni0   │   │  network)       │
-  └─────────────────┬──────────────────┘   └─────────┬──────────┘   └────────┬────────┘
-                    └────────────────────────────────┴───────────────────────┘
+func (r *report) opening() {
+	r.printf("%s\n", r.paint(bold, "Selvage: NetworkPolicy enforced in the kernel, shown with real connections"))
+	r.printf(`
+        node-a                               node-b                  outside
+  ┌─────────────────────────────────┐  ┌──────────────────┐  ┌────────────────────┐
+  │  shop/web  shop/api  ops/stats  │  │    shop/web2     │  │   client  scanner  │
+  │     └───── bridge cni0 ────┘    │  │    ops/admin     │  │     hosts that     │
+  │  shop/db, behind a routed veth  │  │   bridge cni0    │  │   run no cluster   │
+  └────────────────┬────────────────┘  └────────┬─────────┘  └─────────┬──────────┘
+                   └────────────────────────────┴──────────────────────┘
+
+Nodes, pods and hosts are network namespaces on this machine, with IPv4 and IPv6. On each node
+runs a real "selvage agent", which reads Pods, Namespaces, Nodes and NetworkPolicies from files.
+After every change each source (row) opens a TCP connection to each target (column), over both
+families. What is seen must be what the story expects, and what an independent reading of the
+API's words (policy/oracle) expects:
 
 `)
-	r.printf("Every pod has an IPv4 and an IPv6 address, and runs version 1 of nothing: all are network\n")
-	r.printf("namespaces on this machine. On each node runs `%s agent --manifests DIR`.\n", "selvage")
-	r.printf("Each field below is seen, not computed: a TCP connection over each family.\n")
-	r.printf("  %s  both went through    %s  neither did    v6 only  what it says\n", r.paint(green, "open"), r.paint(yellow, "drop"))
-	r.printf("  ✓ as the story and the API's words have it    ✗ not so: the demo fails\n")
+	for _, l := range []struct{ colour, cell, meaning string }{
+		{green, "✓ open", "seen and expected: both connections were made"},
+		{yellow, "✓ drop", "seen and expected: nothing came through"},
+		{"", "✓ v6 only", "seen and expected: dropped over IPv4, made over IPv6"},
+		{alarm, "✗ open≠drop", "seen open where drop was expected: the demo fails"},
+	} {
+		r.printf("  %s  %s\n", r.paint(l.colour, pad(l.cell, columnWidth)), l.meaning)
+	}
 }
 
 func (r *report) heading(i int, s *step) {
-	r.printf("\n%s\n%s\n", r.paint(bold, fmt.Sprintf("%d of %d  %s", i+1, len(story), s.title)), s.about)
+	r.printf("\n\n%s\n%s\n", r.paint(bold, fmt.Sprintf("%d of %d: %s", i+1, len(story), s.title)), s.about)
 	if r.verbose {
 		for _, name := range s.add {
 			data, err := manifests.ReadFile("story/" + name + ".yaml")
@@ -89,9 +99,10 @@ func (r *report) heading(i int, s *step) {
 	r.printf("\n")
 }
 
+// The widths of the matrix. Seven columns fit into 100 characters.
 const (
 	rowWidth    = 10
-	columnWidth = 14
+	columnWidth = 12
 )
 
 // step prints the matrix and the checks of a step and counts them.
@@ -106,24 +117,7 @@ func (r *report) step(s *step, res *result) {
 	if r.json {
 		return
 	}
-	r.printf("%s", strings.Repeat(" ", rowWidth+2))
-	for _, column := range s.columns {
-		r.printf("%-*s", columnWidth-2, column)
-	}
-	r.printf("\n")
-	next := 0
-	for _, row := range s.claims {
-		r.printf("  %-*s", rowWidth, row.from)
-		for i := range s.columns {
-			if claims[row.claims[i]] == "" {
-				r.printf("%s", r.paint(dim, pad("·", columnWidth-2)))
-				continue
-			}
-			r.printf("%s", r.cell(res.Cells[next]))
-			next++
-		}
-		r.printf("\n")
-	}
+	r.matrix(s, res.Cells)
 	for _, c := range res.Checks {
 		if c.Passed {
 			r.printf("  %s %s\n", r.paint(green, "✓"), c.Text)
@@ -133,21 +127,40 @@ func (r *report) step(s *step, res *result) {
 	}
 }
 
-func (r *report) cell(c *cell) string {
+// matrix prints a row for each source and a column for each target.
+func (r *report) matrix(s *step, cells []*cell) {
+	header := strings.Repeat(" ", rowWidth+2)
+	for _, column := range s.columns {
+		header += pad(column, columnWidth)
+	}
+	r.printf("%s\n", strings.TrimRight(header, " "))
+	for _, row := range s.claims {
+		r.printf("  %s", pad(row.from, rowWidth))
+		space := ""
+		for i := range s.columns {
+			text, colour := "·", dim
+			if claims[row.claims[i]] != "" {
+				text, colour = cells[0].text()
+				cells = cells[1:]
+			}
+			r.printf("%s%s", space, r.paint(colour, text))
+			space = pad(" ", columnWidth-len([]rune(text)))
+		}
+		r.printf("\n")
+	}
+}
+
+// text is how a cell looks, and its colour.
+func (c *cell) text() (text, colour string) {
 	if !c.passed() {
-		return r.paint(alarm, pad("✗ "+c.Seen, columnWidth-2))
+		return "✗ " + c.Seen + "≠" + c.Claim, alarm
 	}
-	colour := map[string]string{"open": green, "drop": yellow}[c.Seen]
-	text := pad("✓ "+c.Seen, columnWidth-2)
-	if colour == "" {
-		return text
-	}
-	return r.paint(colour, text)
+	return "✓ " + c.Seen, map[string]string{"open": green, "drop": yellow}[c.Seen]
 }
 
 // pad fills up to width characters, as fmt counts bytes.
 func pad(s string, width int) string {
-	return s + strings.Repeat(" ", max(1, width-len([]rune(s))))
+	return s + strings.Repeat(" ", max(0, width-len([]rune(s))))
 }
 
 func suffix(err error) string {
@@ -206,6 +219,6 @@ func (r *report) directions(c *cluster) {
 		fmt.Fprintf(os.Stderr, "  ip netns exec %s nft list ruleset\n", n.ID)
 	}
 	web := c.places["web"]
-	fmt.Fprintf(os.Stderr, "  ip netns exec %s nc -v %s 8080\n", c.places["monitor"].ID, web.addrs[0])
+	fmt.Fprintf(os.Stderr, "  ip netns exec %s nc -v %s 8080\n", c.places["stats"].ID, web.addrs[0])
 	fmt.Fprintf(os.Stderr, "  ip netns exec %s curl -s http://%s/metrics\n", c.nodes[0].ID, world.AgentAddress)
 }

@@ -48,13 +48,13 @@ const (
 
 // What runs at the end must hold as well with the agents dead, and after.
 var (
-	finalColumns = []string{"web:8080", "web2:8080", "api:8080", "db:5432", "monitor:8080", "svc/web:80"}
+	finalColumns = []string{"web:8080", "web2:8080", "api:8080", "db:5432", "stats:8080", "svc/web:80"}
 	finalClaims  = []row{
 		{"web", ".xoxoo"},
 		{"web2", "x.oxox"},
 		{"api", "xx.oxx"},
 		{"db", "xxx.ox"},
-		{"monitor", "xxox.x"},
+		{"stats", "xxox.x"},
 		{"admin", "66xxo6"},
 		{"client", "ooxxo."},
 		{"scanner", "xxxxo."},
@@ -64,7 +64,7 @@ var (
 )
 
 var (
-	everyone = []string{"web:8080", "web2:8080", "api:8080", "db:5432", "monitor:8080", "admin:8080"}
+	everyone = []string{"web:8080", "web2:8080", "api:8080", "db:5432", "stats:8080", "admin:8080"}
 
 	story = []step{{
 		title:   "No policy",
@@ -75,7 +75,7 @@ var (
 			{"web2", "o.oooo"},
 			{"api", "oo.ooo"},
 			{"db", "ooo.oo"},
-			{"monitor", "oooo.o"},
+			{"stats", "oooo.o"},
 			{"admin", "ooooo."},
 			{"client", "oooooo"},
 			{"node-a", "oooooo"},
@@ -90,14 +90,14 @@ var (
 			{"web2", "x.xxoo"},
 			{"api", "xx.xoo"},
 			{"db", "xxx.oo"},
-			{"monitor", "xxxx.o"},
+			{"stats", "xxxx.o"},
 			{"admin", "xxxxo."},
 			{"client", "xxxxoo"},
 			{"node-a", "oxoooo"},
 		},
 	}, {
 		title:   "Allow by pod and by namespace selector",
-		about:   "api takes connections from pods app=web, and from app=monitor in namespaces team=ops.",
+		about:   "api takes connections from pods app=web, and from app=stats in namespaces team=ops.",
 		add:     []string{"api-clients"},
 		columns: everyone,
 		claims: []row{
@@ -105,7 +105,7 @@ var (
 			{"web2", "x.oxoo"},
 			{"api", "xx.xoo"},
 			{"db", "xxx.oo"},
-			{"monitor", "xxox.o"},
+			{"stats", "xxox.o"},
 			{"admin", "xxxxo."},
 			{"client", "xxxxoo"},
 			{"node-a", "oxoooo"},
@@ -118,7 +118,7 @@ var (
 		claims: []row{
 			{"api", "oxxo"},
 			{"db", "xxxx"},
-			{"monitor", "xxxx"},
+			{"stats", "xxxx"},
 		},
 	}, {
 		title:   "A range of ports (endPort)",
@@ -128,7 +128,7 @@ var (
 		claims: []row{
 			{"api", "xooox"},
 			{"web", "xxxxx"},
-			{"monitor", "xxxxx"},
+			{"stats", "xxxxx"},
 		},
 	}, {
 		title:   "A block of addresses with an exception (ipBlock, except)",
@@ -147,12 +147,12 @@ var (
 		title:   "Egress",
 		about:   "api itself may only connect to db and to version v1. Who connects to api still gets answers.",
 		add:     []string{"api-egress"},
-		columns: []string{"web:8080", "web2:9090", "db:5432", "monitor:8080", "admin:8080", "client:8080", "api:8080"},
+		columns: []string{"web:8080", "web2:9090", "db:5432", "stats:8080", "admin:8080", "client:8080", "api:8080"},
 		claims: []row{
 			{"api", "oxoxxx."},
 			{"web", ".xxoooo"},
 			{"web2", "x.xoooo"},
-			{"monitor", "xxx.ooo"},
+			{"stats", "xxx.ooo"},
 		},
 	}, {
 		title:   "IPv6 by itself",
@@ -161,7 +161,7 @@ var (
 		columns: []string{"web:8080", "web:9090", "web2:8080", "web2:9090"},
 		claims: []row{
 			{"admin", "6666"},
-			{"monitor", "xxxx"},
+			{"stats", "xxxx"},
 			{"client", "oxox"},
 		},
 	}, {
@@ -173,7 +173,7 @@ var (
 			{"web", "o."},
 			{"web2", "xx"},
 			{"db", "xx"},
-			{"monitor", "xx"},
+			{"stats", "xx"},
 			{"admin", "66"},
 			{"node-a", "oo"},
 			{"node-b", "oo"},

@@ -56,7 +56,7 @@ func TestClaims(t *testing.T) {
 		if s, err = informer.Load(c.dir); err != nil {
 			t.Fatal(err)
 		}
-		if len(step.about) > 100 || rowWidth+2+len(step.columns)*(columnWidth-2) > 100 {
+		if len(step.about) > 100 || rowWidth+2+len(step.columns)*columnWidth > 100 {
 			t.Errorf("step %d is wider than 100 columns", i+1)
 		}
 		for _, row := range step.claims {
