@@ -192,6 +192,7 @@ func kindOf(o policy.Object) string {
 func TestEnforcerSurvivesFaults(t *testing.T) {
 	for what, name := range faultNames {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			met := 0
 			for at := 0; ; at++ {
 				ns := newNamespace(t)
@@ -328,6 +329,7 @@ func TestRepair(t *testing.T) {
 		"everything at the same": "flush table ip selvage\ndelete map ip selvage ingress-pods-v4\ndelete chain ip6 selvage forward\ndelete set ip selvage self-v4",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := newNamespace(t)
 			c := newCluster()
 			e := newEnforcer(t, ns.open(t))
