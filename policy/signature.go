@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go4.org/netipx"
@@ -56,11 +57,13 @@ func (s *signature) peersName(f Family) string {
 	return s.peers[f]
 }
 
-// hash shortens a text to what can be part of a name: 50 bits in base 32. With
-// a million names the odds of a collision are one in two thousand.
+// hash shortens a text to what can be part of a name: 80 bits in base 32. It
+// must withstand more than chance: whoever may write policies for a namespace
+// of his own chooses what is hashed, and a name that is another one's, found by
+// trying, would give him the other one's chain or set.
 func hash(text string) string {
 	sum := sha256.Sum256([]byte(text))
-	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:10])
+	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
 }
 
 // leave takes a pod out of a signature.
@@ -136,7 +139,8 @@ func signatureText(dir direction, keys []key, ports []NamedPort) string {
 	var b strings.Builder
 	b.WriteString(dir.String())
 	for _, k := range keys {
-		b.WriteString(" " + k.namespace + "/" + k.name)
+		// Quoted, because a name in a manifest can hold anything.
+		b.WriteString(" " + strconv.Quote(k.namespace+"/"+k.name))
 	}
 	for _, p := range ports {
 		b.WriteString(" " + p.Name + "=" + p.Protocol.String() + ":" + itoa(uint32(p.Port)))
