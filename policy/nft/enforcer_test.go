@@ -214,7 +214,7 @@ func TestEnforcerSurvivesFaults(t *testing.T) {
 					t.Errorf("batch %d: another sync sends %d messages, repairs %d", at, sent.messages-before, r.Repaired)
 				}
 				e.Close()
-				ns.handle.Close()
+				ns.close()
 			}
 			if met < 10 {
 				t.Errorf("the story has %d batches: too few to prove anything", met)

@@ -38,8 +38,16 @@ func newNamespace(t testing.TB) *namespace {
 		// The thread must not be used for anything else, and is the only one.
 		panic(err)
 	}
-	t.Cleanup(func() { handle.Close() })
-	return &namespace{handle: handle}
+	n := &namespace{handle: handle}
+	t.Cleanup(n.close)
+	return n
+}
+
+// close gives the namespace up; NsHandle remembers that it was closed.
+func (n *namespace) close() {
+	if n.handle.IsOpen() {
+		n.handle.Close()
+	}
 }
 
 // privileged skips a test that this process may not run, or fails it where
