@@ -37,7 +37,7 @@ build: ## build the static binary bin/selvage
 
 .PHONY: deps
 deps: ## install the tools that the tests use (Debian, root; nothing if they are there)
-	@.ci/install nft:nftables ip:iproute2 conntrack:conntrack
+	@.ci/install nft:nftables ip:iproute2 conntrack:conntrack sysctl:procps nsenter:util-linux
 
 .PHONY: test
 test: deps ## run all tests of both modules

@@ -424,6 +424,9 @@ func TestCompile(t *testing.T) {
 			t.Errorf("%q is not in\n%s", want, stderr.String())
 		}
 	}
+	if n := strings.Count(stderr.String(), "\n"); n != 2 {
+		t.Errorf("%d lines for two mistakes:\n%s", n, stderr.String())
+	}
 	for line := range strings.Lines(stderr.String()) {
 		if !strings.HasPrefix(line, "selvage: ") {
 			t.Errorf("line %q", line)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -76,7 +77,9 @@ func compile(c config, w io.Writer) error {
 	errs := []error{err}
 	ruleset, problems := policy.Compile(c.policy, snapshot)
 	for _, p := range problems {
-		errs = append(errs, fmt.Errorf("NetworkPolicy %s/%s: %w", p.Namespace, p.Name, p.Err))
+		if err == nil || !strings.Contains(err.Error(), p.Err.Error()) { // or it is said already, with its file
+			errs = append(errs, fmt.Errorf("NetworkPolicy %s/%s: %w", p.Namespace, p.Name, p.Err))
+		}
 	}
 	if _, err := io.WriteString(w, ruleset.String()); err != nil {
 		errs = append(errs, err)

@@ -37,23 +37,25 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 	if err := conn.Check(); err != nil {
 		return err
 	}
+	var api *rest.Config
+	if c.manifests == "" {
+		if api, err = restConfig(c.kubeconfig); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	// What fails ends all the rest, and the lock is released after that.
 	group, ctx := errgroup.WithContext(ctx)
 	m := metrics.New(version)
 	a := newAgent(c, log, m)
-	observe := observer(m)
-	source, err := a.openSource(c, observe)
-	if err != nil {
-		return err
-	}
 	b, err := link.NewBridges(link.Options{Logger: log, Observe: a.observeBridges})
 	if err != nil {
 		return err
 	}
-	a.bridges = b
 	e := nft.NewEnforcer(nft.EnforcerOptions{Conn: conn, Config: c.policy, Reclaimer: conntrack.Table{}, Logger: log})
 	defer func() { err = errors.Join(err, e.Close()) }()
-	a.enforcer = e
+	a.bridges, a.enforcer = b, e
 	m.ReadReclaimErrors(e.ReclaimErrors)
 	if c.httpAddress != "" {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.httpAddress)
@@ -65,6 +67,11 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 	log.Info("selvage agent starts", "version", version, "node", c.policy.NodeName, "source", c.source(),
 		"markMask", (*markMask)(&c.policy.MarkMask).String(), "denyAction", c.policy.DenyAction, "podToNode", c.policy.PodToNode,
 		"sharedSetThreshold", c.policy.SharedAbove, "http", c.httpAddress)
+	observe := observer(m)
+	source, err := a.openSource(c, api, observe)
+	if err != nil {
+		return err
+	}
 	inf := informer.New(informer.Options{Source: source, Logger: log, ResyncInterval: c.resyncInterval, Observe: observe})
 	group.Go(func() error { return inf.Run(ctx, a.sync) })
 	group.Go(func() error { return b.Run(ctx) })
@@ -87,21 +94,18 @@ func observer(m *metrics.Metrics) informer.Observe {
 	}
 }
 
-// openSource returns where the objects come from.
-func (a *agent) openSource(c config, observe informer.Observe) (informer.Source, error) {
-	if c.manifests != "" {
+// openSource returns where the objects come from: the API server, or, if that
+// is nil, the manifests.
+func (a *agent) openSource(c config, api *rest.Config, observe informer.Observe) (informer.Source, error) {
+	if api == nil {
 		return informer.Manifests(c.manifests, informer.ManifestsOptions{Logger: a.log, Observe: observe})
 	}
-	rc, err := restConfig(c.kubeconfig)
-	if err != nil {
-		return nil, err
-	}
-	r, err := newRecorder(rc, c.policy.NodeName, a.log)
+	r, err := newRecorder(api, c.policy.NodeName, a.log)
 	if err != nil {
 		return nil, err
 	}
 	a.problems.event = r.event
-	return informer.Kubernetes(rc)
+	return informer.Kubernetes(api)
 }
 
 // restConfig says how the API server is reached.
