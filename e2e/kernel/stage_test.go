@@ -247,11 +247,4 @@ func both(name string, from *world.Namespace, to []netip.Addr, proto policy.Prot
 	return all
 }
 
-func allowedIf(yes bool) world.Outcome {
-	if yes {
-		return world.Allowed
-	}
-	return world.Dropped
-}
-
 func contains(addrs []netip.Addr, a netip.Addr) bool { return slices.Contains(addrs, a) }

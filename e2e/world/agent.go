@@ -114,7 +114,10 @@ func (a *Agent) until(ctx context.Context, what, path string, ok func(status int
 		select {
 		case err := <-a.done:
 			a.cmd = nil
-			return fmt.Errorf("the agent of %s ended: %v", a.Node.Name, err)
+			if err == nil {
+				err = errors.New("exit code 0")
+			}
+			return fmt.Errorf("the agent of %s ended: %w", a.Node.Name, err)
 		case <-ctx.Done():
 			return fmt.Errorf("the agent of %s is not %s after %v: %s", a.Node.Name, what, agentPatience, last)
 		case <-time.After(20 * time.Millisecond):

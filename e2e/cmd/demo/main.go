@@ -44,7 +44,7 @@ func run() int {
 	if cerr := c.close(); cerr != nil {
 		fmt.Fprintln(os.Stderr, "demo: clean up:", cerr)
 		failed++
-	} else if ctx.Err() != nil {
+	} else if errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "demo: interrupted; everything is removed")
 		return 130
 	}
@@ -80,24 +80,21 @@ func play(ctx context.Context, c *cluster, o options) (failed int, err error) {
 	}
 	r := newReport(os.Stdout, o)
 	r.opening()
-	if err := c.open(ctx, o); err != nil {
+	if err := c.open(ctx, o); err != nil && ctx.Err() == nil {
 		r.agentLogs(c)
 		return 0, err
 	}
 	for i := range story {
-		if o.step && !waitForEnter(ctx) {
-			break
+		if ctx.Err() != nil || o.step && !waitForEnter(ctx) {
+			return 0, context.Canceled
 		}
 		if err := c.walk(ctx, r, i); err != nil && ctx.Err() == nil {
 			r.agentLogs(c)
 			return 0, fmt.Errorf("step %d, %s: %w", i+1, story[i].title, err)
 		}
-		if ctx.Err() != nil {
-			break
-		}
 	}
 	if ctx.Err() != nil {
-		return 0, ctx.Err()
+		return 0, context.Canceled
 	}
 	failed = r.closing(c)
 	if o.keep {

@@ -37,9 +37,8 @@ type row struct {
 type action int
 
 const (
-	nothing action = iota
-	// cutLive holds two TCP connections over the change.
-	cutLive
+	// cutLive holds TCP connections over the change.
+	cutLive action = iota + 1
 	// killAgents kills all agents with SIGKILL.
 	killAgents
 	// restartAgents starts them again.
