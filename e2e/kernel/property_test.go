@@ -28,7 +28,12 @@ type theatre struct {
 const lastSlot = 18
 
 func newTheatre(t *testing.T) *theatre {
-	th := &theatre{stage: newStage(t, world.FilterBridge), at: map[netip.Addr]*world.Pod{}, strangers: map[string][2]*world.Pod{}, others: map[netip.Addr]bool{}}
+	st := newStage(t, world.FilterBridge)
+	// Every selector on one node is a shared set, none on the other.
+	shared := policy.DefaultConfig(policytest.NodeB)
+	shared.SharedAbove = 0
+	st.b = enforce(t, st.b.Node, shared)
+	th := &theatre{stage: st, at: map[netip.Addr]*world.Pod{}, strangers: map[string][2]*world.Pod{}, others: map[netip.Addr]bool{}}
 	for _, n := range []*enforced{th.a, th.b} {
 		for i := 2; i <= lastSlot; i++ {
 			attachment := world.Bridged
@@ -99,10 +104,17 @@ func (th *theatre) probes(t *testing.T, w policytest.World) (probes []world.Prob
 		proto policy.Protocol
 	}
 	flows := map[flow]bool{}
-	for _, p := range w.Packets {
+	var services []world.Service
+	for i, p := range w.Packets {
 		from, to := th.end(t, p.Src), th.end(t, p.Dst)
-		// What a namespace sends to itself is never forwarded.
-		if from == nil || to == nil || from == to {
+		if from == nil || to == nil {
+			continue
+		}
+		ported := p.Protocol == policy.TCP || p.Protocol == policy.UDP || p.Protocol == policy.SCTP
+		byService := ported && from != th.outside.Namespace && (i%4 == 0 || p.Src == p.Dst)
+		// What a namespace sends to itself is not forwarded, unless it goes
+		// through a Service.
+		if from == to && (!byService || p.Src != p.Dst || th.at[p.Src] == nil) {
 			continue
 		}
 		send := world.Probe{From: from, Src: p.Src, To: netip.AddrPortFrom(p.Dst, p.Port), Protocol: p.Protocol}
@@ -129,9 +141,25 @@ func (th *theatre) probes(t *testing.T, w policytest.World) (probes []world.Prob
 			must(t, to.Serve([]netip.Addr{p.Dst}, world.Port{Protocol: send.Protocol, Number: p.Port}))
 		}
 		send.Want = th.Expect(w.Snapshot, p)
+		if byService {
+			vip := virtual(policy.FamilyOf(p.Dst), i)
+			services = append(services, world.Service{Addrs: []netip.Addr{vip}, Protocol: p.Protocol, Port: p.Port, Backends: []netip.AddrPort{send.To}})
+			send.To = netip.AddrPortFrom(vip, p.Port)
+		}
 		probes, packets = append(probes, send), append(packets, p)
 	}
+	for _, n := range []*enforced{th.a, th.b} {
+		must(t, n.SetServices(t.Context(), services...))
+	}
 	return probes, packets
+}
+
+// virtual is the i-th address for Services.
+func virtual(f policy.Family, i int) netip.Addr {
+	if f == policy.IPv4 {
+		return netip.AddrFrom4([4]byte{172, 20, 0, byte(i)})
+	}
+	return netip.AddrFrom16([16]byte{0xfd, 0x96, 15: byte(i)})
 }
 
 // TestKernelAgreesWithOracle draws worlds and packets, programs both nodes, and
@@ -156,19 +184,27 @@ func TestKernelAgreesWithOracle(t *testing.T) {
 		for i, r := range th.Probe(t.Context(), probes...) {
 			p := packets[i]
 			if r.Outcome != probes[i].Want {
-				t.Fatalf("SELVAGE_SEED=%d: %s from %s to %s port %d: the kernel: %v (%v), the oracle: %v\n%s",
-					seed+worlds, probes[i].Protocol, p.Src, p.Dst, p.Port, r.Outcome, r.Err, probes[i].Want, manifests(t, w.Snapshot))
+				t.Fatalf("SELVAGE_SEED=%d: %s from %s to %s port %d (sent to %s): the kernel: %v (%v), the oracle: %v\n%s",
+					seed+worlds, probes[i].Protocol, p.Src, p.Dst, p.Port, probes[i].To, r.Outcome, r.Err, probes[i].Want, manifests(t, w.Snapshot))
 			}
 			seen[fmt.Sprintf("%s %s %v", policy.FamilyOf(p.Src), probes[i].Protocol, r.Outcome)]++
+			if probes[i].To.Addr() != p.Dst {
+				seen[fmt.Sprintf("%s through a Service %v", policy.FamilyOf(p.Src), r.Outcome)]++
+			}
 		}
 		done += len(probes)
 	}
 	t.Logf("%d packets in %d worlds: %v", done, worlds, seen)
+	kinds := []string{"tcp"}
+	if done >= 5000 {
+		// A few hundred packets need not have one of each.
+		kinds = append(kinds, "udp", "sctp", "through a Service")
+	}
 	for _, f := range policy.Families {
-		for _, proto := range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP} {
+		for _, what := range kinds {
 			for _, o := range []world.Outcome{world.Allowed, world.Dropped} {
-				if seen[fmt.Sprintf("%s %s %v", f, proto, o)] == 0 {
-					t.Errorf("no packet of %s over %s was %s: the worlds say nothing", proto, f, o)
+				if seen[fmt.Sprintf("%s %s %v", f, what, o)] == 0 {
+					t.Errorf("no packet %s over %s was %s: the worlds say nothing", what, f, o)
 				}
 			}
 		}

@@ -140,17 +140,19 @@ func TestOddPackets(t *testing.T) {
 				open1  = c.add(t, c.a, "open1", world.Bridged)
 				open2  = c.add(t, c.a, "open2", world.Routed)
 				far    = c.add(t, c.b, "far", world.Bridged)
+				lax    = c.add(t, c.a, "lax", world.Bridged) // isolated, with rules that allow everything
 			)
 			c.set(t, c.snapshot(t,
 				np("sealed", "sealed", "ingress: [{from: ["+peer("mute")+"], ports: [{port: 8080}]}]")+
-					np("mute", "mute", "policyTypes: [Egress], egress: [{to: ["+peer("sealed")+"], ports: [{port: 8080}]}]")))
+					np("mute", "mute", "policyTypes: [Egress], egress: [{to: ["+peer("sealed")+"], ports: [{port: 8080}]}]")+
+					np("lax", "lax", "policyTypes: [Ingress, Egress], ingress: [{}], egress: [{}]")))
 			if tracking == "notrack" {
 				for _, n := range []*enforced{c.a, c.b} {
 					must(t, n.NFT(t.Context(), "table inet raw { chain prerouting { type filter hook prerouting priority raw; notrack; }; }"))
 				}
 			}
-			senders := []*actor{mute, open1, open2, far}
-			receivers := []*actor{sealed, open1, open2, far}
+			senders := []*actor{mute, open1, open2, far, lax}
+			receivers := []*actor{sealed, open1, open2, far, lax}
 			for _, f := range policy.Families {
 				for _, o := range oddities(f) {
 					watches := map[*actor]*world.Watch{}
