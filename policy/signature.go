@@ -198,7 +198,7 @@ func (c *Compiler) evaluate(s *signature) {
 				ports = ports.resolve(on)
 			}
 			if !ports.empty() {
-				c.allow(s, &now, blocks, &r, ports, k)
+				c.allow(&now, blocks, &r, ports, k)
 			}
 		}
 	}
@@ -242,7 +242,7 @@ func (b *blockBuilder) build() blockAllowance {
 }
 
 // allow adds a rule of policy k to what is allowed.
-func (c *Compiler) allow(s *signature, now *allowance, blocks map[string]*blockBuilder, r *rule, ports portSet, k key) {
+func (c *Compiler) allow(now *allowance, blocks map[string]*blockBuilder, r *rule, ports portSet, k key) {
 	if r.anyone {
 		now.anyone = now.anyone.union(ports)
 		now.anyoneBy = appendNew(now.anyoneBy, k)
