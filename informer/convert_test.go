@@ -18,7 +18,7 @@ import (
 var addrEqual = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 
 func TestPodFrom(t *testing.T) {
-	always := corev1.ContainerRestartPolicyAlways
+	always, onFailure := corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyOnFailure
 	meta1 := metav1.ObjectMeta{
 		Namespace: "x", Name: "a", UID: "u1", ResourceVersion: "7",
 		Labels:            map[string]string{"b": "2", "a": "1"},
@@ -40,6 +40,7 @@ func TestPodFrom(t *testing.T) {
 					NodeName: "n1",
 					InitContainers: []corev1.Container{
 						{Name: "once", Ports: []corev1.ContainerPort{{Name: "setup", ContainerPort: 1}}},
+						{Name: "again", RestartPolicy: &onFailure, Ports: []corev1.ContainerPort{{Name: "setup", ContainerPort: 2}}},
 						{Name: "sidecar", RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "proxy", ContainerPort: 15001}}},
 					},
 					Containers: []corev1.Container{

@@ -355,7 +355,9 @@ func TestHistoryLost(t *testing.T) {
 			_, sink := run(t, Options{Source: source, Logger: log.logger()})
 			// More happens between two watches than the server remembers.
 			server.answer(apierrors.NewResourceExpired("too old resource version"))
+			asked := len(server.seen())
 			server.cut()
+			eventually(t, "a request was refused", func() bool { return len(server.seen()) > asked })
 			server.remove(apiPod("a", ""))
 			for n := range keptEvents + 1 {
 				server.put(apiPod("c", fmt.Sprintf("10.1.%d.%d", n/256, n%256)))

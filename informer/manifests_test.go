@@ -193,12 +193,33 @@ func TestManifestsBroken(t *testing.T) {
 func TestManifestsReplaced(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "manifests")
 	write(t, dir, "m.yaml", podOn("a", "v1"))
-	sink, _ := follow(t, dir, ManifestsOptions{})
+	sink, log := follow(t, dir, ManifestsOptions{})
 	remove(t, dir)
+	eventually(t, "the loss is logged", func() bool { return len(log.with("no such file")) == 1 })
 	write(t, dir, "m.yaml", podOn("a", "v2"))
 	sink.has("Pod default/a", "v2")
 	write(t, dir, "m.yaml", podOn("a", "v3"))
 	sink.has("Pod default/a", "v3")
+}
+
+// TestManifestsReread changes what the kernel does not tell of: one link of a
+// chain of links, in a directory that nothing else is in.
+func TestManifestsReread(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	for _, version := range []string{"v1", "v2"} {
+		write(t, other, version+"/a.yaml", podOn("a", version))
+	}
+	link := filepath.Join(other, "links/current")
+	if err := os.Mkdir(filepath.Dir(link), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	symlink(t, "../v1", link)
+	symlink(t, filepath.Join(link, "a.yaml"), filepath.Join(dir, "a.yaml"))
+	sink, _ := follow(t, dir, ManifestsOptions{Reread: 10 * time.Millisecond})
+	sink.has("Pod default/a", "v1")
+	symlink(t, "../v2", link+".new")
+	rename(t, link+".new", link)
+	sink.has("Pod default/a", "v2")
 }
 
 func TestManifestsOddFiles(t *testing.T) {
