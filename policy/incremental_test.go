@@ -22,7 +22,22 @@ func TestIncremental(t *testing.T) {
 		for _, deltas := range policytest.Histories(policytest.Options{}, 8).Draw(t, "history") {
 			l.batch(deltas)
 		}
+		l.forget()
 	})
+}
+
+// forget takes all objects away again: nothing may be left of them.
+func (l *life) forget() {
+	if l.down {
+		l.restart()
+	}
+	deltas := policytest.Events(policytest.Options{}, l.model.Snapshot(), policy.Snapshot{}).Draw(l.t, "deletions")
+	l.model.Apply(deltas...)
+	l.compiler.Update(deltas...)
+	l.apply(l.compiler.Changes())
+	if left := l.compiler.Leftovers(); left != "" {
+		l.t.Fatalf("of nothing there is left:\n%s", left)
+	}
 }
 
 // life is an agent's, and the kernel's under it.
@@ -124,6 +139,9 @@ func (l *life) apply(change *policy.Change) {
 	l.kernel = steps.Swept
 	wantText(t, "the kernel's ruleset and the compiler's", l.kernel, l.compiler.Ruleset())
 	l.sameAsFromScratch("after Changes")
+	if stale := l.compiler.Stale(); stale != "" {
+		t.Fatal(stale)
+	}
 	if err := trace.Check(l.kernel); err != nil {
 		t.Fatalf("%v\n%s", err, l.kernel)
 	}
