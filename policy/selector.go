@@ -27,7 +27,8 @@ func anchorsOf(sel labels.Selector) []anchor {
 	for _, r := range reqs {
 		switch r.Operator() {
 		case selection.Equals, selection.DoubleEquals, selection.In:
-			values := r.ValuesUnsorted()
+			// A value can be there twice; the object is to be found once.
+			values := slices.Compact(slices.Sorted(slices.Values(r.ValuesUnsorted())))
 			if best[0] != (anchor{}) && !best[0].any && len(values) >= len(best) {
 				continue
 			}
