@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/selvage-net/selvage/e2e/world"
@@ -184,8 +185,9 @@ func TestKernelAgreesWithOracle(t *testing.T) {
 		for i, r := range th.Probe(t.Context(), probes...) {
 			p := packets[i]
 			if r.Outcome != probes[i].Want {
-				t.Fatalf("SELVAGE_SEED=%d: %s from %s to %s port %d (sent to %s): the kernel: %v (%v), the oracle: %v\n%s",
-					seed+worlds, probes[i].Protocol, p.Src, p.Dst, p.Port, probes[i].To, r.Outcome, r.Err, probes[i].Want, manifests(t, w.Snapshot))
+				small := th.shrink(t, w.Snapshot, probes[i], p)
+				t.Fatalf("SELVAGE_SEED=%d: %s from %s to %s port %d (sent to %s): the kernel: %v (%v), the oracle: %v\nThe least that still goes wrong, or all of it if it went wrong once only:\n%s",
+					seed+worlds, probes[i].Protocol, p.Src, p.Dst, p.Port, probes[i].To, r.Outcome, r.Err, probes[i].Want, manifests(t, small))
 			}
 			seen[fmt.Sprintf("%s %s %v", policy.FamilyOf(p.Src), probes[i].Protocol, r.Outcome)]++
 			if probes[i].To.Addr() != p.Dst {
@@ -209,4 +211,50 @@ func TestKernelAgreesWithOracle(t *testing.T) {
 			}
 		}
 	}
+}
+
+// shrink leaves out objects for as long as kernel and oracle disagree about the
+// packet.
+func (th *theatre) shrink(t *testing.T, s policy.Snapshot, send world.Probe, p oracle.Packet) policy.Snapshot {
+	t.Helper()
+	wrong := func(s policy.Snapshot) bool {
+		th.set(t, s)
+		for _, n := range []*enforced{th.a, th.b} {
+			_, err := n.Run(t.Context(), "conntrack", "-F")
+			must(t, err)
+		}
+		send.Want = th.Expect(s, p)
+		return th.Probe(t.Context(), send)[0].Outcome != send.Want
+	}
+	for smaller := true; smaller; {
+		smaller = false
+		for _, next := range without(s) {
+			if wrong(next) {
+				s, smaller = next, true
+				break
+			}
+		}
+	}
+	return s
+}
+
+// without returns the snapshots that have one object less.
+func without(s policy.Snapshot) []policy.Snapshot {
+	var all []policy.Snapshot
+	for i := range s.Policies {
+		next := s
+		next.Policies = slices.Delete(slices.Clone(s.Policies), i, i+1)
+		all = append(all, next)
+	}
+	for i := range s.Pods {
+		next := s
+		next.Pods = slices.Delete(slices.Clone(s.Pods), i, i+1)
+		all = append(all, next)
+	}
+	for i := range s.Namespaces {
+		next := s
+		next.Namespaces = slices.Delete(slices.Clone(s.Namespaces), i, i+1)
+		all = append(all, next)
+	}
+	return all
 }

@@ -180,24 +180,37 @@ func TestOddPackets(t *testing.T) {
 
 func checkOddity(t *testing.T, c *cast, o oddity, f policy.Family, tracking string, senders, receivers []*actor, watches map[*actor]*world.Watch) {
 	t.Helper()
+	forbidden := func(from, to *actor) bool { return to == c.actors["sealed"] || from == c.actors["mute"] }
+	// An answer that the receiver of another packet sends, such as a reset, is
+	// a packet too: only whether any came counts.
+	var got map[*actor]map[string]uint64
+	arrived := func(from, to *actor) uint64 { return got[to][counterName(from, from.Addr(f))] }
+	missing := func() (names []string) {
+		got = map[*actor]map[string]uint64{}
+		for _, to := range receivers {
+			packets, err := watches[to].Packets(t.Context())
+			must(t, err)
+			got[to] = packets
+			for _, from := range senders {
+				if from != to && !forbidden(from, to) && arrived(from, to) == 0 {
+					names = append(names, fmt.Sprintf("from %s to %s", from.Name, to.Name))
+				}
+			}
+		}
+		return names
+	}
+	for deadline := time.Now().Add(patience); len(missing()) > 0 && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	// Packets that were sent before these have been dealt with after them.
 	c.settle(t)
+	for _, name := range missing() {
+		t.Errorf("%s, %s, %s: nothing arrived %s, though nothing forbids it", o.name, f, tracking, name)
+	}
 	for _, to := range receivers {
-		got, err := watches[to].Packets(t.Context())
-		must(t, err)
 		for _, from := range senders {
-			if from == to {
-				continue
-			}
-			n := got[counterName(from, from.Addr(f))]
-			forbidden := to == c.actors["sealed"] || from == c.actors["mute"]
-			// An answer that the receiver of another packet sends, such as a
-			// reset, is a packet too: only whether any came counts.
-			if forbidden && n > 0 {
-				t.Errorf("%s, %s: %d packets from %s reached %s", o.name, f, n, from.Name, to.Name)
-			}
-			if !forbidden && n == 0 {
-				t.Errorf("%s, %s, %s: nothing from %s reached %s, though nothing forbids it", o.name, f, tracking, from.Name, to.Name)
+			if n := arrived(from, to); from != to && forbidden(from, to) && n > 0 {
+				t.Errorf("%s, %s, %s: %d packets from %s reached %s", o.name, f, tracking, n, from.Name, to.Name)
 			}
 		}
 	}

@@ -1,11 +1,13 @@
 package world
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +38,9 @@ type World struct {
 
 // New makes a world without nodes.
 func New() (*World, error) {
+	if err := loadBridgeFilter(); err != nil {
+		return nil, err
+	}
 	id, err := newID()
 	if err != nil {
 		return nil, fmt.Errorf("new world: %w", err)
@@ -54,6 +59,21 @@ func New() (*World, error) {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
+}
+
+// loadBridgeFilter sees to it that the kernel can show netfilter what passes on
+// a bridge. Distributions have it as a module, which every node of a cluster
+// with such a network loads.
+func loadBridgeFilter() error {
+	const file = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	out, err := exec.Command("modprobe", "br_netfilter").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("this kernel has no br_netfilter, and loading the module failed: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // Close removes everything that the world is made of. It may be called more

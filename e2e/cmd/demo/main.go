@@ -72,6 +72,10 @@ func play(ctx context.Context, c *cluster, o options) (failed int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("network namespaces need root: run it with sudo")
 	}
+	// nft and modprobe are not in everybody's PATH.
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin"); err != nil {
+		return 0, err
+	}
 	if _, err := os.Stat(o.agent); err != nil {
 		return 0, fmt.Errorf("the agent is not built (make build, or --agent): %w", err)
 	}
