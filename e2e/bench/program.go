@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"time"
@@ -86,8 +87,8 @@ type CommitResult struct {
 	Shape Shape `json:"shape"`
 	// Elements are how many elements the tables have before.
 	Elements int `json:"elements"`
-	// Want is how many maps must hold a pod at the most, worked out from the
-	// cluster and not from the rules. Excess is the greatest difference between
+	// Want is how many sets must hold a pod at the most: as many as hold one of
+	// the same labels already. Excess is the greatest difference between
 	// that and the elements that an event changed; it should be 0. Messages are
 	// the most messages that an event took.
 	Want     int `json:"want"`
@@ -98,6 +99,10 @@ type CommitResult struct {
 	Compile []float64 `json:"compile"`
 	Add     []float64 `json:"add"`
 	Delete  []float64 `json:"delete"`
+	// Again is like Add for a pod that gets the address of one that went: the
+	// generation changes as well, lest it inherit flows.
+	Again         []float64 `json:"again"`
+	AgainMessages int       `json:"againMessages"`
 }
 
 // Commit measures n times how long a remote pod takes from the compiler's
@@ -121,10 +126,10 @@ func Commit(s Shape, n int) (r CommitResult, err error) {
 	if _, err := conn.Apply(all); err != nil {
 		return r, fmt.Errorf("apply %s: %w", s, err)
 	}
+	known := holders(c.Ruleset())
 	runtime.GC()
 	for i := range n {
-		// Always an address that nobody had before: one that is used again
-		// changes the generation as well, for the sake of old flows.
+		// Always an address that nobody had before.
 		pod := s.RemotePod(s.RemotePods + i)
 		for _, part := range []struct {
 			deleted bool
@@ -141,9 +146,25 @@ func Commit(s Shape, n int) (r CommitResult, err error) {
 			}
 			r.Compile = append(r.Compile, micros(compiled.Sub(start)))
 			*part.times = append(*part.times, micros(end.Sub(compiled)))
-			want := s.holders(s.RemotePods + i)
+			want := held(known, s.sibling(s.RemotePods+i))
 			r.Want, r.Excess = max(r.Want, want), max(r.Excess, stats.Elements-want, want-stats.Elements)
 			r.Messages = max(r.Messages, stats.Messages)
+		}
+	}
+	pod := s.RemotePod(s.RemotePods)
+	for range n / 10 {
+		for _, deleted := range []bool{false, true} {
+			c.Update(policy.Delta{Object: pod, Deleted: deleted})
+			change := c.Changes()
+			start := time.Now()
+			stats, err := conn.Apply(change)
+			if err != nil {
+				return r, fmt.Errorf("apply a pod's change: %w", err)
+			}
+			if !deleted {
+				r.Again = append(r.Again, micros(time.Since(start)))
+				r.AgainMessages = max(r.AgainMessages, stats.Messages)
+			}
 		}
 	}
 	return r, nil
@@ -151,25 +172,35 @@ func Commit(s Shape, n int) (r CommitResult, err error) {
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 
-// holders returns in how many maps a remote pod must be: those of the local
-// apps that have a policy which allows its group.
-func (s Shape) holders(remotePod int) int {
-	local, _ := s.apps()
-	group := remotePod / s.Peers % s.groups()
-	n := 0
-	for app := range local {
-		for p := app * s.PerPod; p < min((app+1)*s.PerPod, s.Policies); p++ {
-			if p%s.groups() == group {
-				n++
-				break
+// holders tells by address in how many sets and maps it is.
+func holders(r *policy.Ruleset) map[netip.Addr]int {
+	n := make(map[netip.Addr]int)
+	for i := range r.Tables {
+		bytes := r.Tables[i].Family.Bits() / 8
+		for _, s := range r.Tables[i].Sets {
+			if s.Key[0] != policy.TypeAddr || s.Interval {
+				continue
+			}
+			for _, e := range s.Elements {
+				a, _ := netip.AddrFromSlice([]byte(e.Key[:bytes]))
+				n[a]++
 			}
 		}
 	}
-	if s.Egress {
-		n *= 2
-	}
-	if s.DualStack {
-		n *= 2
-	}
 	return n
+}
+
+// sibling returns a pod of the cluster that differs from a new remote pod only
+// by its name and addresses: both must be in the same sets.
+func (s Shape) sibling(remotePod int) *policy.Pod {
+	return s.RemotePod(remotePod / s.Peers % s.groups() * s.Peers)
+}
+
+// held adds up in how many sets the addresses of a pod are.
+func held(n map[netip.Addr]int, p *policy.Pod) int {
+	sum := 0
+	for _, a := range p.Addrs {
+		sum += n[a]
+	}
+	return sum
 }

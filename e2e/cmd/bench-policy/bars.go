@@ -55,7 +55,7 @@ func (r *report) judge() {
 	for _, c := range r.Commit {
 		where := fmt.Sprintf("%s, %d peers", c.Shape, c.Shape.RemotePods)
 		r.Bars = append(r.Bars,
-			bar{"remote pod: elements beyond one per map, " + where, float64(c.Excess), 0, "elements"},
+			bar{"remote pod: elements beyond one per set, " + where, float64(c.Excess), 0, "elements"},
 			bar{"remote pod: commit, " + where, max(bench.Median(c.Add), bench.Median(c.Delete)) / 1000, 1, "ms"})
 	}
 	for _, s := range r.Scratch[:min(1, len(r.Scratch))] {

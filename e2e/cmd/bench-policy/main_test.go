@@ -56,7 +56,7 @@ func TestBars(t *testing.T) {
 		"flat over 10 to 10,000 policies, udp-connect":                           true,
 		"flat over 2 to 100 policies per pod, udp-connect":                       false,
 		"established packet, udp-established":                                    false,
-		"remote pod: elements beyond one per map, 250/1000/20/100, 100000 peers": true,
+		"remote pod: elements beyond one per set, 250/1000/20/100, 100000 peers": true,
 		"remote pod: commit, 250/1000/20/100, 100000 peers":                      true,
 		"from nothing, 250/1000/20/100, 100000 peers":                            false,
 		"pod event compiled, slowest median":                                     true,

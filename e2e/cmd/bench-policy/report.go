@@ -147,10 +147,10 @@ func (r *report) writeCommit(w io.Writer) {
 	}
 	fmt.Fprintln(w, "\none remote pod comes and goes: µs to encode and commit")
 	t := newTable(w)
-	t.row("cluster", "elements", "maps with it", "excess", "messages", "add p50", "p99", "delete p50", "p99")
+	t.row("cluster", "elements", "sets with it", "excess", "messages", "add p50", "p99", "delete p50", "p99", "address again p50", "messages")
 	for _, c := range r.Commit {
 		t.row(fmt.Sprintf("%s, %d remote pods", c.Shape, c.Shape.RemotePods), c.Elements, c.Want, c.Excess, c.Messages,
-			bench.Median(c.Add), bench.Quantile(c.Add, 0.99), bench.Median(c.Delete), bench.Quantile(c.Delete, 0.99))
+			bench.Median(c.Add), bench.Quantile(c.Add, 0.99), bench.Median(c.Delete), bench.Quantile(c.Delete, 0.99), bench.Median(c.Again), c.AgainMessages)
 	}
 	_ = t.Flush()
 }
