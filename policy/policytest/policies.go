@@ -28,14 +28,34 @@ func (d drawer) spec(s policy.Snapshot) networkingv1.NetworkPolicySpec {
 		for range d.upTo(2) {
 			spec.Ingress = append(spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: d.peers(s), Ports: d.ports()})
 		}
+		for range d.many() {
+			spec.Ingress = append(spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: d.pods(), Ports: []networkingv1.NetworkPolicyPort{d.port(), d.port()}})
+		}
 	}
 	if d.maybe() {
 		spec.Egress = []networkingv1.NetworkPolicyEgressRule{}
 		for range d.upTo(2) {
 			spec.Egress = append(spec.Egress, networkingv1.NetworkPolicyEgressRule{To: d.peers(s), Ports: d.ports()})
 		}
+		for range d.many() {
+			spec.Egress = append(spec.Egress, networkingv1.NetworkPolicyEgressRule{To: d.pods(), Ports: []networkingv1.NetworkPolicyPort{d.port(), d.port()}})
+		}
 	}
 	return spec
+}
+
+// many is most often 0, and else the number of rules that let several pods use
+// as many different lists of ports.
+func (d drawer) many() int {
+	if d.upTo(7) != 7 {
+		return 0
+	}
+	return 2 + d.upTo(4)
+}
+
+// pods draws a peer by its labels, such that several of a rule's peers exist.
+func (d drawer) pods() []networkingv1.NetworkPolicyPeer {
+	return []networkingv1.NetworkPolicyPeer{{PodSelector: d.selector(podKeys), NamespaceSelector: pick(d, nil, nil, &metav1.LabelSelector{})}}
 }
 
 func (d drawer) policyTypes() []networkingv1.PolicyType {

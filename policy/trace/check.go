@@ -96,7 +96,7 @@ func (c *checker) set(s *policy.Set) {
 		c.fail("set %s: the name does not say the family", s.Name)
 	}
 	size := c.keySize(s)
-	if size == 0 || s.Interval && (s.Verdicts || s.Key[1] != 0) {
+	if size == 0 || s.Interval && s.Key[1] != 0 {
 		c.fail("set %s: no key of this type", s.Name)
 		return
 	}
@@ -112,7 +112,7 @@ func (c *checker) set(s *policy.Set) {
 			before := s.Elements[i-1]
 			if e.Key <= before.Key {
 				c.fail("set %s: element %d is not in order, or there twice", s.Name, i)
-			} else if s.Interval && e.Key <= successor(before.To) {
+			} else if s.Interval && (e.Key <= before.To || e.Key == successor(before.To) && e.Verdict == before.Verdict) {
 				c.fail("set %s: element %d overlaps or touches the one before", s.Name, i)
 			}
 		}
@@ -133,17 +133,16 @@ func (c *checker) elementVerdict(s *policy.Set, e policy.Element) {
 	}
 }
 
-// successor is the key after key; that after the last one wraps around to a
-// longer string, which nothing is smaller than.
+// successor is the key after key; after the last one comes the first.
 func successor(key string) string {
 	b := []byte(key)
 	for i := len(b) - 1; i >= 0; i-- {
 		b[i]++
 		if b[i] != 0 {
-			return string(b)
+			break
 		}
 	}
-	return strings.Repeat("\xff", len(key)+1)
+	return string(b)
 }
 
 func (c *checker) keySize(s *policy.Set) int {

@@ -35,7 +35,7 @@ func TestCheck(t *testing.T) {
 		{"elements out of order", func(p *policy.Table) { e := p.Sets[1].Elements; e[0], e[1] = e[1], e[0] }, "not in order"},
 		{"an element twice", func(p *policy.Table) { p.Sets[1].Elements[1] = p.Sets[1].Elements[0] }, "there twice"},
 		{"intervals touch", func(p *policy.Table) { p.Sets[0].Elements[1].Key = "\x0a\x00\x01\x00" }, "touches"},
-		{"an interval after the last address", func(p *policy.Table) { p.Sets[0].Elements[0].To = "\xff\xff\xff\xff" }, "touches"},
+		{"an interval after the last address", func(p *policy.Table) { p.Sets[0].Elements[0].To = "\xff\xff\xff\xff" }, "overlaps"},
 		{"an interval that ends before it begins", func(p *policy.Table) { p.Sets[0].Elements[0].To = "\x09\x00\x00\x00" }, "ends before"},
 		{"a key that is too long", func(p *policy.Table) { p.Sets[1].Elements[0].Key += "\x00" }, "a key of"},
 		{"an unknown type", func(p *policy.Table) { p.Sets[1].Key[0] = 9 }, "no key of this type"},

@@ -14,7 +14,7 @@ var operations = map[policy.Field][]policy.Op{
 	policy.FieldCtProtocol:      {policy.OpEqual},
 	policy.FieldCtOriginalSaddr: {policy.OpPrefix, policy.OpIn, policy.OpVerdict},
 	policy.FieldCtReplySaddr:    {policy.OpPrefix, policy.OpIn, policy.OpVerdict},
-	policy.FieldCtReplyProtoSrc: {policy.OpEqual, policy.OpRange, policy.OpIn},
+	policy.FieldCtReplyProtoSrc: {policy.OpEqual, policy.OpRange, policy.OpIn, policy.OpVerdict},
 	policy.FieldSaddr:           {policy.OpPrefix, policy.OpIn, policy.OpVerdict},
 	policy.FieldDaddr:           {policy.OpPrefix, policy.OpIn, policy.OpVerdict},
 	policy.FieldL4Proto:         {policy.OpEqual},
