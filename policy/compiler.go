@@ -56,6 +56,7 @@ type Compiler struct {
 	touchedPorts    map[netip.Addr][]NamedPort
 	dispatch        map[netip.Addr]struct{}
 	ownersBefore    map[netip.Addr]*Pod
+	selectorsBefore map[netip.Addr][]*selector
 	dirtyBase       bool
 
 	// vacated are addresses that were given up since the generation last
@@ -159,6 +160,7 @@ func NewCompiler(cfg Config) *Compiler {
 		touchedPorts:    map[netip.Addr][]NamedPort{},
 		dispatch:        map[netip.Addr]struct{}{},
 		ownersBefore:    map[netip.Addr]*Pod{},
+		selectorsBefore: map[netip.Addr][]*selector{},
 		vacated:         map[netip.Addr]struct{}{},
 		dirtyBase:       true,
 	}
@@ -398,6 +400,9 @@ func (c *Compiler) touchPod(p *pod) {
 }
 
 func (c *Compiler) touch(a netip.Addr, p *pod) {
+	if _, ok := c.selectorsBefore[a]; !ok && c.owners[a] == p {
+		c.selectorsBefore[a] = slices.Clone(p.selectors)
+	}
 	c.touched[a] = appendMissing(c.touched[a], p.selectors)
 	// Only sets of named ports that are there need to be told; one that is made
 	// later is made from all that is there then.

@@ -34,8 +34,8 @@ const (
 const DefaultMarkMask MarkMask = 0x30c4
 
 // DefaultSharedAbove is the number of pods above which a selector becomes a
-// shared set with a rule of its own, instead of elements in the peer maps of
-// the signatures that allow it.
+// shared set with a rule of its own, instead of elements in the sets of peers
+// of the signatures that allow it.
 const DefaultSharedAbove = 1024
 
 // MarkMask are the bits of the conntrack mark that hold the generation. They

@@ -83,8 +83,9 @@ type Set struct {
 	Name string
 	// Key has one field, or two for a concatenation.
 	Key [2]Type
-	// Interval sets hold ranges that neither overlap nor touch. They are
-	// red-black trees in the kernel: fine for what rarely changes.
+	// Interval sets hold ranges that do not overlap, and that touch only where
+	// their verdicts differ. They are red-black trees in the kernel: fine for
+	// what rarely changes.
 	Interval bool
 	// Verdicts makes the set a verdict map.
 	Verdicts bool

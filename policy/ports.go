@@ -27,8 +27,8 @@ type portSet struct {
 	// ranges are sorted and neither overlap nor touch.
 	ranges [len(protocols)][]portRange
 	named  []namedPort
-	// id is the hash of the key: many peers share few sets.
-	id string
+	// text is the key if it was worked out already.
+	text string
 }
 
 func (s *portSet) empty() bool {
@@ -58,7 +58,7 @@ func newPortSet(ranges [len(protocols)][]portRange, named []namedPort) portSet {
 		slices.SortFunc(s.named, compareNamed)
 		s.named = slices.Compact(s.named)
 	}
-	s.id = hash(s.key())
+	s.text = s.key()
 	return s
 }
 
@@ -150,7 +150,10 @@ func (s portSet) resolve(on *Pod) portSet {
 
 // key is the canonical text of the set: equal keys, equal sets.
 func (s *portSet) key() string {
-	if s.all {
+	switch {
+	case s.text != "":
+		return s.text
+	case s.all:
 		return "all"
 	}
 	var b strings.Builder

@@ -19,7 +19,7 @@ func (d direction) peerField() Field {
 
 func (d direction) deny() string { return "deny-" + d.String() }
 
-// render gives the signature's chain its rules, and its peer map its elements,
+// render gives the signature's chain its rules, and its sets their elements,
 // in one family. The order of rules does not matter for the verdict: all of
 // them allow. What is cheap and likely comes first.
 func (c *Compiler) render(s *signature, t *liveTable) {
@@ -32,39 +32,15 @@ func (c *Compiler) render(s *signature, t *liveTable) {
 			r.ports([]Match{{Field: s.dir.peerField(), Op: OpIn, Name: set.Name}}, &b.ports, comment("", b.by))
 		}
 	}
-	few := false
-	for _, sel := range slices.SortedFunc(maps.Keys(s.allow.pods), func(a, b *selector) int { return strings.Compare(a.key, b.key) }) {
-		if !sel.shared {
-			few = true
-			continue
+	for _, sel := range slices.SortedFunc(maps.Keys(s.allow.pods), compareSelectors) {
+		if sel.shared {
+			a := s.allow.pods[sel]
+			r.ports([]Match{{Field: s.dir.peerField(), Op: OpIn, Name: c.sharedSet(sel, t).Name}}, &a.ports, comment("", a.by))
 		}
-		a := s.allow.pods[sel]
-		set := c.sharedSet(sel, t)
-		r.ports([]Match{{Field: s.dir.peerField(), Op: OpIn, Name: set.Name}}, &a.ports, comment("", a.by))
 	}
-	var peers *liveSet
-	if few {
-		peers = t.addSet(Set{Name: s.peersName(t.family), Key: [2]Type{TypeAddr}, Verdicts: true, Comment: "peers of " + s.chain}, rolePeers, s.dir)
-		r.rules = append(r.rules, Rule{Match: []Match{{Field: s.dir.peerField(), Op: OpVerdict, Name: peers.Name}}})
-	}
+	c.renderPeers(&r, s)
 	r.rules = append(r.rules, Rule{Verdict: Verdict{Kind: VerdictGoto, Chain: s.dir.deny()}, Comment: comment("isolated by ", s.policies)})
 	t.setChain(s.chain, nil, r.rules)
-	if peers != nil {
-		c.fillPeers(t, peers, s)
-	}
-}
-
-// fillPeers makes all elements of a peer map what they should be.
-func (c *Compiler) fillPeers(t *liveTable, set *liveSet, s *signature) {
-	for key := range set.elem {
-		a, _ := netip.AddrFromSlice([]byte(key))
-		c.refreshPeer(t, set, s, a)
-	}
-	for sel := range s.allow.pods {
-		if !sel.shared {
-			c.owned(sel, t.family, func(a netip.Addr) { c.refreshPeer(t, set, s, a) })
-		}
-	}
 }
 
 // sharedSet returns the set of a selector's pods.
@@ -101,21 +77,6 @@ func (c *Compiler) namedSet(n namedPort, t *liveTable) *liveSet {
 		}
 	}
 	return set
-}
-
-// portChain returns the chain that lets the given ports pass, and denies the
-// rest, for the peers of all signatures that are allowed just these.
-func (c *Compiler) portChain(t *liveTable, dir direction, ports portSet) string {
-	name := dir.String() + "-ports-" + ports.id
-	if t.chains[name] != nil {
-		return name
-	}
-	r := ruleWriter{c: c, t: t}
-	r.ports(nil, &ports, "")
-	r.rules = append(r.rules, Rule{Verdict: Verdict{Kind: VerdictGoto, Chain: dir.deny()}})
-	t.setChain(name, nil, r.rules)
-	t.chains[name].ports = &ports
-	return name
 }
 
 // ruleWriter gathers the rules of one chain.

@@ -84,9 +84,7 @@ func (c *Compiler) refreshElements() {
 				c.refreshShared(t, set, s, a)
 			}
 			for user := range s.users {
-				if set := t.sets[user.peersName(t.family)]; set != nil && !set.isNew {
-					c.refreshPeer(t, set, user, a)
-				}
+				c.refreshPeer(t, user, a)
 			}
 		}
 	}
@@ -140,28 +138,6 @@ func verdictIf(there bool, v Verdict) Verdict {
 		return v
 	}
 	return Verdict{}
-}
-
-// refreshPeer decides what ports, if any, a signature allows an address by way
-// of selectors that have no set of their own.
-func (c *Compiler) refreshPeer(t *liveTable, set *liveSet, s *signature, a netip.Addr) {
-	var ports portSet
-	if owner := c.owners[a]; owner != nil {
-		for _, sel := range owner.selectors {
-			if allowed, ok := s.allow.pods[sel]; ok && !sel.shared {
-				ports = ports.union(allowed.ports)
-			}
-		}
-		ports = ports.resolve(owner.Pod)
-	}
-	switch {
-	case ports.all:
-		t.setElem(set, AddrKey(a), true, Verdict{Kind: VerdictReturn})
-	case ports.empty():
-		t.setElem(set, AddrKey(a), false, Verdict{})
-	default:
-		t.setElem(set, AddrKey(a), true, Verdict{Kind: VerdictGoto, Chain: c.portChain(t, s.dir, ports)})
-	}
 }
 
 func (c *Compiler) refreshShared(t *liveTable, set *liveSet, s *selector, a netip.Addr) {

@@ -18,12 +18,13 @@ import (
 type signature struct {
 	dir      direction
 	chain    string
-	peers    [2]string // the names of its maps of peers
 	policies []key
 	// ports are the named ports that matter, as the pods have them (ingress).
 	ports []NamedPort
 	pods  map[*pod]struct{}
 	allow allowance
+	// peers are the sets of its own that it has in each family; see renderPeers.
+	peers []peerSet
 	// settled is allow as it was when the tables were last brought up to date.
 	settled allowance
 }
@@ -52,10 +53,6 @@ type podAllowance struct {
 
 // all tells whether the signature allows everything, so that it needs no chain.
 func (s *signature) all() bool { return s.allow.anyone.all }
-
-func (s *signature) peersName(f Family) string {
-	return s.peers[f]
-}
 
 // hash shortens a text to what can be part of a name: 80 bits in base 32. It
 // must withstand more than chance: whoever may write policies for a namespace
@@ -123,9 +120,6 @@ func (c *Compiler) signature(dir direction, isolating []*policy, on *Pod) *signa
 	s := c.signatures[chain]
 	if s == nil {
 		s = &signature{dir: dir, chain: chain, policies: keys, ports: ports, pods: map[*pod]struct{}{}}
-		for _, f := range Families {
-			s.peers[f] = dir.String() + "-peers" + strings.TrimPrefix(chain, dir.String()) + f.Suffix()
-		}
 		for _, np := range isolating {
 			np.signatures[s] = struct{}{}
 		}

@@ -14,8 +14,6 @@ const (
 	roleFixed role = iota
 	// roleDispatch maps lead from a local pod's address to its signature.
 	roleDispatch
-	// rolePeers maps lead from a peer's address to the ports it may use.
-	rolePeers
 	// roleAllow sets hold addresses that a rule allows.
 	roleAllow
 	// roleNamed sets hold addresses with the number that a named port has there.
@@ -28,9 +26,9 @@ const (
 type liveSet struct {
 	Set  // without Elements, unless role is roleFixed
 	role role
-	dir  direction // of rolePeers and roleDispatch
-	// elem has the verdicts by key. Maps of peers are most of what a compiler
-	// holds, and many peers share few verdicts: hence the pointers.
+	dir  direction // of roleDispatch
+	// elem has the verdicts by key. Sets of peers are most of what a compiler
+	// holds, and their elements have no verdict: hence the pointers.
 	elem map[string]*Verdict
 	refs int
 	// isNew is true until the end of the step that made the set. The step
@@ -49,8 +47,6 @@ type liveChain struct {
 	enter *Verdict // what the elements that lead here say
 	// holds are the sets that the rules refer to.
 	holds []string
-	// ports are what a chain that a peer map leads to lets pass.
-	ports *portSet
 }
 
 // liveTable is a table under construction, with a memory of what its parts
@@ -138,6 +134,11 @@ func (t *liveTable) addSet(spec Set, r role, dir direction) *liveSet {
 	if r != roleFixed {
 		s.elem = map[string]*Verdict{}
 	}
+	for _, e := range spec.Elements {
+		if e.Verdict.Chain != "" {
+			t.chains[e.Verdict.Chain].refs++
+		}
+	}
 	t.sets[spec.Name] = s
 	if r == roleNamed {
 		t.named++
@@ -168,6 +169,11 @@ func (t *liveTable) delSet(name string) {
 	s := t.sets[name]
 	for key := range s.elem {
 		t.setElem(s, key, false, Verdict{})
+	}
+	for _, e := range s.Elements {
+		if e.Verdict.Chain != "" {
+			t.releaseChain(e.Verdict.Chain)
+		}
 	}
 	if s.role == roleNamed {
 		t.named--

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 
 	"go4.org/netipx"
 )
@@ -13,6 +14,9 @@ func (c *Compiler) tightened() bool {
 	out := c.baseTightened()
 	// All are always evaluated, because each also keeps books.
 	if c.ownersTightened() {
+		out = true
+	}
+	if c.peersTightened() {
 		out = true
 	}
 	for s := range c.dirtySignatures {
@@ -88,17 +92,14 @@ func (c *Compiler) elementsTightened(t *liveTable) bool {
 }
 
 func (c *Compiler) elementTightened(t *liveTable, set *liveSet, a netip.Addr, was, now before) bool {
-	if set.role == roleSelf {
-		return false // a pod that leaves it is no longer isolated, or no longer there
-	}
-	if was.there && !now.there {
-		// See ownersTightened for addresses that nobody has any more.
-		return c.owners[a] != nil
-	}
 	switch set.role {
-	case rolePeers:
-		return was.there && !c.portsOf(t, now.verdict).contains(c.portsOf(t, was.verdict))
+	case roleNamed:
+		// See ownersTightened for addresses that nobody has any more.
+		return !now.there && c.owners[a] != nil
 	case roleDispatch:
+		if !now.there {
+			return c.owners[a] != nil
+		}
 		if now.verdict.Kind == VerdictReturn {
 			return false
 		}
@@ -112,7 +113,28 @@ func (c *Compiler) elementTightened(t *liveTable, set *liveSet, a netip.Addr, wa
 		}
 		return !c.signatures[now.verdict.Chain].allow.covers(&c.signatures[was.verdict.Chain].settled)
 	}
+	// What leaves a set of peers is seen by peersTightened, and what leaves
+	// that of isolated pods is no longer isolated, or no longer there.
 	return false
+}
+
+// peersTightened tells whether an address is no longer matched by a selector
+// that it was matched by, and that is in use.
+func (c *Compiler) peersTightened() bool {
+	out := false
+	for a, was := range c.selectorsBefore {
+		now := c.owners[a]
+		if now == nil {
+			continue // see ownersTightened
+		}
+		for _, s := range was {
+			if len(s.users) > 0 && !slices.Contains(now.selectors, s) {
+				out = true
+			}
+		}
+	}
+	reset(&c.selectorsBefore)
+	return out
 }
 
 func containsAddr(prefixes []netip.Prefix, a netip.Addr) bool {
@@ -124,16 +146,8 @@ func containsAddr(prefixes []netip.Prefix, a netip.Addr) bool {
 	return false
 }
 
-// portsOf returns what the verdict of a peer map's element allows.
-func (c *Compiler) portsOf(t *liveTable, v Verdict) *portSet {
-	if v.Kind == VerdictReturn {
-		return &portSet{all: true}
-	}
-	return t.chains[v.Chain].ports
-}
-
 // covers tells whether a allows all that b does. It compares selectors, not
-// their pods: those are looked at element by element.
+// their pods: for those see peersTightened.
 func (a *allowance) covers(b *allowance) bool {
 	if a.anyone.all {
 		return true

@@ -248,7 +248,10 @@ func (d *drawing) rule() policy.Rule {
 	}
 	last := len(r.Match) - 1
 	if last >= 0 && rapid.Bool().Draw(d.T, "vmap") && !r.Counter && r.Stamp.Mask == 0 {
-		if m, ok := d.lookup(policy.OpVerdict); ok && m.Field != policy.FieldCtReplyProtoSrc {
+		if m, ok := d.lookup(policy.OpVerdict); ok && (m.Field != policy.FieldCtReplyProtoSrc || d.proto != ipProtoICMPv6) {
+			if m.Field == policy.FieldCtReplyProtoSrc {
+				r.Match = append(r.Match, policy.Match{Field: policy.FieldCtProtocol, Op: policy.OpEqual, Value: uint32(d.proto)})
+			}
 			r.Match = append(r.Match, m)
 			return r
 		}
