@@ -131,7 +131,7 @@ func (f *flow) openUDP(t *testing.T, from *world.Namespace, to netip.AddrPort, s
 func udpEnd(c *net.UDPConn, peer *atomic.Pointer[netip.AddrPort]) *end {
 	e := &end{lines: make(chan string, 1000), closer: func() { _ = c.Close() }}
 	go func() {
-		buf := make([]byte, 2000)
+		buf := make([]byte, 1<<16)
 		for {
 			n, from, err := c.ReadFromUDPAddrPort(buf)
 			if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {

@@ -189,11 +189,18 @@ func TestReusedAddress(t *testing.T) {
 	c := newCast(t)
 	server, client := c.add(t, c.a, "server", world.Bridged), c.add(t, c.a, "client", world.Bridged)
 	c.serveAll(t)
-	open := np("server", "server", "ingress: [{from: ["+peer("client")+"]}]")
-	c.set(t, c.snapshot(t, open))
+	allow := np("server", "server", "ingress: [{from: ["+peer("client")+"]}]")
+	c.set(t, c.snapshot(t, allow))
 	c.expect(t, both("before", client.Namespace, server.Addrs(), policy.TCP, 80, world.Allowed)...)
+	var flows []*flow
+	for _, a := range server.Addrs() {
+		for _, proto := range []policy.Protocol{policy.TCP, policy.UDP} {
+			at := netip.AddrPortFrom(a, 1000)
+			flows = append(flows, open(t, "from the address", proto, client.Namespace, at, server.Pod, at))
+		}
+	}
 
-	s := c.snapshot(t, open)
+	s := c.snapshot(t, allow)
 	for i, p := range s.Pods {
 		if p.Name == "client" {
 			finished := *p
@@ -207,6 +214,7 @@ func TestReusedAddress(t *testing.T) {
 	}
 	c.set(t, s)
 	c.expect(t, both("the address has another owner", client.Namespace, server.Addrs(), policy.TCP, 80, world.Dropped)...)
+	live(t, "with another owner of the address", false, flows...)
 }
 
 // TestLinkLocal wants the addresses that every interface has by itself to be no

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -289,5 +290,55 @@ func TestErrorsOfAllowedFlows(t *testing.T) {
 			defer closed.Close()
 			fails("a datagram to a closed port", unix.ECONNREFUSED, func() error { _, err := closed.Write([]byte("x")); return err })
 		})
+	}
+}
+
+// TestFragments sends datagrams that must be cut into pieces. The ports are in
+// the first piece alone.
+func TestFragments(t *testing.T) {
+	c := newCast(t)
+	server := c.add(t, c.a, "server", world.Bridged)
+	var flows []*flow
+	allowed := []*actor{c.add(t, c.a, "ok1", world.Bridged), c.add(t, c.a, "ok2", world.Routed), c.add(t, c.b, "ok3", world.Bridged)}
+	denied := []*actor{c.add(t, c.a, "shut1", world.Bridged), c.add(t, c.a, "shut2", world.Routed), c.add(t, c.b, "shut3", world.Bridged)}
+	c.set(t, c.snapshot(t, np("server", "server", "ingress: [{from: ["+peer("ok")+"], ports: [{protocol: UDP, port: 1000, endPort: 2000}]}]")))
+	port := uint16(1000)
+	for _, from := range allowed {
+		for _, a := range server.Addrs() {
+			at := netip.AddrPortFrom(a, port)
+			flows = append(flows, open(t, from.Name, policy.UDP, from.Namespace, at, server.Pod, at))
+			port++
+		}
+	}
+	w := arrivals(t, server, policy.UDP, denied...)
+	long := strings.Repeat("x", 5000)
+	for _, f := range flows {
+		for what, d := range map[string][2]*end{"request": {f.client, f.server}, "answer": {f.server, f.client}} {
+			must(t, d[0].send(long))
+			select {
+			case got := <-d[1].lines:
+				if got != long {
+					t.Errorf("%s: a long %s arrived as %d bytes", f.name, what, len(got))
+				}
+			case <-time.After(patience):
+				t.Errorf("%s: a long %s did not arrive", f.name, what)
+			}
+		}
+	}
+	for _, from := range denied {
+		for _, a := range server.Addrs() {
+			conn, err := from.DialUDP(netip.Addr{}, netip.AddrPortFrom(a, 1000))
+			must(t, err)
+			_, err = conn.Write([]byte(long))
+			must(t, errors.Join(err, conn.Close()))
+		}
+	}
+	c.settle(t)
+	got, err := w.Packets(t.Context())
+	must(t, err)
+	for name, n := range got {
+		if n > 0 {
+			t.Errorf("%d packets of %s reached the server", n, name)
+		}
 	}
 }

@@ -84,19 +84,44 @@ const (
 
 // Probe sends all probes, many at a time, and returns their results in order.
 func (w *World) Probe(ctx context.Context, probes ...Probe) []Result {
-	results := make([]Result, len(probes))
-	tokens := make([]string, len(probes))
+	return w.each(ctx, len(probes), func(i int) (Outcome, func(context.Context, string) (string, error)) {
+		return probes[i].Want, probes[i].send
+	})
+}
+
+// Talk sends a line, or a datagram, over each of some connections to servers of
+// Serve, all at once, and returns what became of them, as Probe does. want
+// decides how long to wait.
+func (w *World) Talk(ctx context.Context, conns []net.Conn, want []Outcome) []Result {
+	return w.each(ctx, len(conns), func(i int) (Outcome, func(context.Context, string) (string, error)) {
+		return want[i], func(ctx context.Context, token string) (string, error) { return Exchange(ctx, conns[i], token) }
+	})
+}
+
+// each runs n sends, many at a time. A send gets a token for the server to see,
+// and returns who answered.
+func (w *World) each(ctx context.Context, n int, send func(i int) (Outcome, func(context.Context, string) (string, error))) []Result {
+	results := make([]Result, n)
+	tokens := make([]string, n)
 	slots := make(chan struct{}, parallel)
 	var wg sync.WaitGroup
-	for i, p := range probes {
+	for i := range n {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			results[i], tokens[i] = p.send(ctx)
+			want, send := send(i)
+			wait := patience
+			if want == Dropped {
+				wait = impatience
+			}
+			ctx, cancel := context.WithTimeout(ctx, wait)
+			defer cancel()
+			tokens[i] = newToken()
+			results[i] = judge(send(ctx, tokens[i]))
 		})
 	}
 	wg.Wait()
-	// What had not arrived when its probe gave up has had time until now.
+	// What had not arrived when its sender gave up has had time until now.
 	for i := range results {
 		if arrived := w.arrived.take(tokens[i]); arrived && results[i].Outcome == Dropped {
 			results[i].Outcome = Unanswered
@@ -105,32 +130,24 @@ func (w *World) Probe(ctx context.Context, probes ...Probe) []Result {
 	return results
 }
 
-func (p Probe) send(ctx context.Context) (Result, string) {
+// newToken makes a token, the first half of which is zero: SCTP has no room for
+// more than 32 bits.
+func newToken() string {
 	var id [tokenLen / 2]byte
-	_, _ = rand.Read(id[:]) // never fails
-	if p.Protocol == policy.SCTP {
-		clear(id[:4])
-	}
-	token := hex.EncodeToString(id[:])
-	wait := patience
-	if p.Want == Dropped {
-		wait = impatience
-	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	var by string
-	var err error
+	_, _ = rand.Read(id[tokenLen/4:]) // never fails
+	return hex.EncodeToString(id[:])
+}
+
+func (p Probe) send(ctx context.Context, token string) (by string, err error) {
 	switch p.Protocol {
 	case policy.TCP:
-		by, err = p.sendTCP(ctx, token)
+		return p.sendTCP(ctx, token)
 	case policy.UDP:
-		by, err = p.sendUDP(ctx, token)
+		return p.sendUDP(ctx, token)
 	case policy.SCTP:
-		err = p.sendSCTP(ctx, token)
-	default:
-		err = p.sendRaw(ctx, token)
+		return "", p.sendSCTP(ctx, token)
 	}
-	return judge(by, err), token
+	return "", p.sendRaw(ctx, token)
 }
 
 func judge(by string, err error) Result {

@@ -97,7 +97,7 @@ func (p Probe) sendRaw(ctx context.Context, token string) error {
 
 // echo makes an echo request that carries the token.
 func echo(request icmp.Type, token []byte) ([]byte, error) {
-	m := icmp.Message{Type: request, Body: &icmp.Echo{ID: int(binary.BigEndian.Uint16(token)), Seq: 1, Data: token}}
+	m := icmp.Message{Type: request, Body: &icmp.Echo{ID: int(binary.BigEndian.Uint16(token[tokenLen/4:])), Seq: 1, Data: token}}
 	// Without a pseudo header the kernel fills in the checksum of ICMPv6.
 	return m.Marshal(nil)
 }
