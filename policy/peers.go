@@ -48,7 +48,7 @@ func (s *signature) groups() map[string]*peerGroup {
 			continue
 		}
 		a := s.allow.pods[sel]
-		id := a.ports.key()
+		id := a.group
 		g := out[id]
 		if g == nil {
 			g = &peerGroup{ports: a.ports}
@@ -229,7 +229,7 @@ func (c *Compiler) fillPeers(t *liveTable, s *signature) {
 		if sel.shared {
 			continue
 		}
-		group := []string{allowed.ports.key()}
+		group := []string{allowed.group}
 		for i := range s.peers {
 			if s.peers[i].holds(group) {
 				set := t.sets[s.peers[i].name+t.family.Suffix()]
@@ -248,7 +248,7 @@ func (c *Compiler) groupsOf(s *signature, a netip.Addr) []string {
 	var groups []string
 	for _, sel := range owner.selectors {
 		if allowed, ok := s.allow.pods[sel]; ok && !sel.shared {
-			groups = append(groups, allowed.ports.key())
+			groups = append(groups, allowed.group)
 		}
 	}
 	return groups

@@ -48,6 +48,7 @@ type blockAllowance struct {
 // podAllowance allows the pods of a selector some ports.
 type podAllowance struct {
 	ports portSet
+	group string // the key of ports; see peerGroup
 	by    []key
 }
 
@@ -203,7 +204,9 @@ func (c *Compiler) evaluate(s *signature) {
 	for _, key := range slices.Sorted(maps.Keys(blocks)) {
 		now.blocks = append(now.blocks, blocks[key].build())
 	}
-	for sel := range now.pods {
+	for sel, a := range now.pods {
+		a.group = a.ports.key()
+		now.pods[sel] = a
 		sel.users[s] = struct{}{}
 	}
 	for sel := range old.pods {
@@ -372,11 +375,12 @@ func (c *Compiler) join(ns *namespace, p *pod, here, everywhere index[*selector]
 	})
 }
 
-// owned calls f for every address of the family that a member of s owns.
+// owned calls do for every address of the family that a member of s owns. An
+// address that is not contested belongs to the only pod that claims it.
 func (c *Compiler) owned(s *selector, f Family, do func(netip.Addr)) {
 	for p := range s.members {
 		for _, a := range p.Addrs {
-			if FamilyOf(a) == f && c.owners[a] == p {
+			if FamilyOf(a) == f && (len(c.contested) == 0 || c.owners[a] == p) {
 				do(a)
 			}
 		}

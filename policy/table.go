@@ -330,10 +330,9 @@ func (s *liveSet) render() Set {
 		return out
 	}
 	out.Elements = make([]Element, 0, len(s.elem))
-	for key, v := range s.elem {
-		out.Elements = append(out.Elements, Element{Key: key, Verdict: *v})
+	for _, key := range slices.Sorted(maps.Keys(s.elem)) {
+		out.Elements = append(out.Elements, Element{Key: key, Verdict: *s.elem[key]})
 	}
-	sortElements(out.Elements)
 	return out
 }
 
