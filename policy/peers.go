@@ -121,19 +121,19 @@ func (w *peerWriter) byPort(ids []string) {
 		g := w.groups[id]
 		w.group(id, portSet{all: g.ports.all, named: g.ports.named})
 	}
-	var any, some [len(protocols)][]string
+	var whole, some [len(protocols)][]string
 	for _, id := range ids {
 		for i, ranges := range w.groups[id].ports.ranges {
 			switch {
 			case len(ranges) == 0:
 			case ranges[0] == everyPort:
-				any[i] = append(any[i], id)
+				whole[i] = append(whole[i], id)
 			default:
 				some[i] = append(some[i], id)
 			}
 		}
 	}
-	for i, ids := range any {
+	for i, ids := range whole {
 		if len(ids) > 0 {
 			var ports portSet
 			ports.ranges[i] = []portRange{everyPort}
