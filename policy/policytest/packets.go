@@ -20,10 +20,32 @@ const ICMP policy.Protocol = 1
 // Packets makes packets that are worth trying on a snapshot.
 func Packets(s policy.Snapshot) *rapid.Generator[oracle.Packet] {
 	pods, others, ports := podAddrs(s), otherAddrs(s), interestingPorts(s)
+	var in, out []netip.Addr
+	for _, a := range pods {
+		ingress, egress := oracle.Isolated(s, NodeA, a)
+		if ingress {
+			in = append(in, a)
+		}
+		if egress {
+			out = append(out, a)
+		}
+	}
 	return rapid.Custom(func(t *rapid.T) oracle.Packet {
 		d := drawer{t: t}
-		src := d.end(pods, others)
-		dst := d.end(only(pods, src.Is4()), only(others, src.Is4()))
+		// Most packets have an end that is isolated: about the others there is
+		// little to be said.
+		var src, dst netip.Addr
+		switch side := d.upTo(4); {
+		case side >= 3 && len(in) > 0:
+			dst = pick(d, in...)
+			src = d.end(only(pods, dst.Is4()), only(others, dst.Is4()))
+		case side >= 1 && len(out) > 0:
+			src = pick(d, out...)
+			dst = d.end(only(pods, src.Is4()), only(others, src.Is4()))
+		default:
+			src = d.end(pods, others)
+			dst = d.end(only(pods, src.Is4()), only(others, src.Is4()))
+		}
 		icmp := ICMP
 		if src.Is6() {
 			icmp = trace.ICMPv6

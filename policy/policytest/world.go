@@ -72,10 +72,11 @@ func Snapshots(o Options) *rapid.Generator[policy.Snapshot] {
 		if d.maybe() {
 			s.Bridges = append(s.Bridges, d.bridge())
 		}
-		for i := range d.upTo(8) {
+		// rapid prefers small numbers; sums make worlds that are full more often.
+		for i := range min(8, d.upTo(8)+d.upTo(4)+d.upTo(4)) {
 			s.Pods = append(s.Pods, d.pod(s, i))
 		}
-		for i := range d.upTo(5) {
+		for i := range min(5, d.upTo(5)+d.upTo(3)) {
 			s.Policies = append(s.Policies, d.policy(s, i))
 		}
 		return s
