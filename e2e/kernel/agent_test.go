@@ -83,12 +83,19 @@ func TestAgentKilled(t *testing.T) {
 	stop()
 	f.judge(t)
 
-	// What is in force now is what is desired, whatever was cut short before.
-	want := c.compiledListing(t, last)
+	settled := c.converged(t, agent, last)
+	t.Logf("%d kills; generation of the ruleset %d, then %d", kills, dead, settled)
+}
+
+// converged checks that what is in force is what is desired, whatever was cut
+// short before, and that an agent which comes back then changes nothing. It
+// returns the generation of the ruleset.
+func (c *cast) converged(t *testing.T, agent *world.Agent, s policy.Snapshot) uint32 {
+	t.Helper()
+	want := c.compiledListing(t, s)
 	if got := selvageOnly(listing(t, c.a.Node)); got != want {
-		t.Errorf("after %d kills the kernel has\n%s\nrather than\n%s", kills, got, want)
+		t.Errorf("the kernel has\n%s\nrather than\n%s", got, want)
 	}
-	// And once it is, an agent that comes back changes nothing.
 	settled, err := c.a.RulesetGeneration()
 	must(t, err)
 	must(t, agent.Kill())
@@ -99,7 +106,7 @@ func TestAgentKilled(t *testing.T) {
 	if again != settled {
 		t.Errorf("the ruleset's generation is %d after a restart, %d before", again, settled)
 	}
-	t.Logf("%d kills; generation of the ruleset %d, then %d", kills, dead, settled)
+	return settled
 }
 
 // compiledListing is what nft lists of a snapshot's ruleset, with the

@@ -16,11 +16,7 @@ func TestTighteningCutsFlows(t *testing.T) {
 	server := c.add(t, c.a, "server", world.Bridged)
 	// Those of role stay keep their permission; role gone loses it at the
 	// server, role left at the client.
-	clients := []struct {
-		name string
-		*actor
-		cut bool
-	}{
+	clients := []leaver{
 		{"same bridge", c.add(t, c.a, "stay1", world.Bridged), false},
 		{"same bridge", c.add(t, c.a, "gone1", world.Bridged), true},
 		{"routed", c.add(t, c.a, "stay2", world.Routed), false},
@@ -30,48 +26,14 @@ func TestTighteningCutsFlows(t *testing.T) {
 		{"egress", c.add(t, c.a, "left1", world.Bridged), true},
 		{"egress, other node", c.add(t, c.b, "left2", world.Routed), true},
 	}
-	vips := []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd96::1")}
-	var services []world.Service
-	for _, proto := range []policy.Protocol{policy.TCP, policy.UDP} {
-		for port := uint16(1000); port < 1100; port++ {
-			services = append(services, world.Service{Addrs: vips, Protocol: proto, Port: port + 4000, Backends: []netip.AddrPort{
-				netip.AddrPortFrom(server.Addrs()[0], port), netip.AddrPortFrom(server.Addrs()[1], port),
-			}})
-		}
-	}
-	for _, n := range []*enforced{c.a, c.b} {
-		must(t, n.SetServices(t.Context(), services...))
-	}
-
+	vips := serviceFor(t, c, server)
 	gone := np("gone", "server", "ingress: [{from: ["+peer("gone")+"]}]")
 	stay := np("stay", "server", "ingress: [{from: ["+peer("stay")+", "+peer("left")+"]}]")
 	left := np("left", "left", "policyTypes: [Egress], egress: [{to: ["+peer("server")+"]}]")
 	closed := np("left", "left", "policyTypes: [Egress], egress: [{to: ["+peer("gone")+"]}]")
 	c.set(t, c.snapshot(t, gone+stay+left))
 
-	var cut, kept []*flow
-	port := uint16(1000)
-	for _, cl := range clients {
-		for _, f := range policy.Families {
-			for _, proto := range []policy.Protocol{policy.TCP, policy.UDP} {
-				for _, to := range []netip.AddrPort{netip.AddrPortFrom(server.Addr(f), port), netip.AddrPortFrom(vips[f], port+4001)} {
-					at := netip.AddrPortFrom(server.Addr(f), port)
-					name := cl.name
-					if to.Addr() == vips[f] {
-						at = netip.AddrPortFrom(server.Addr(f), port+1)
-						name += ", through a Service"
-					}
-					fl := open(t, name, proto, cl.Namespace, to, server.Pod, at)
-					if cl.cut {
-						cut = append(cut, fl)
-					} else {
-						kept = append(kept, fl)
-					}
-				}
-				port += 2
-			}
-		}
-	}
+	cut, kept := openAll(t, clients, server, vips)
 
 	before := c.a.enforcer.Generation()
 	c.set(t, c.snapshot(t, gone+stay+left+np("more", "server", "ingress: [{from: ["+peer("nobody")+"]}]")))
@@ -96,4 +58,59 @@ func TestTighteningCutsFlows(t *testing.T) {
 	}
 	live(t, "after a round of all generations", false, idle...)
 	live(t, "after a round of all generations", true, talking...)
+}
+
+// leaver is a client of the story, and whether it loses its permission.
+type leaver struct {
+	name string
+	*actor
+	cut bool
+}
+
+// serviceFor has both nodes rewrite 100 ports of a virtual address to ports of
+// the server, 4000 below.
+func serviceFor(t *testing.T, c *cast, server *actor) (vips []netip.Addr) {
+	t.Helper()
+	vips = []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd96::1")}
+	var services []world.Service
+	for _, proto := range []policy.Protocol{policy.TCP, policy.UDP} {
+		for port := uint16(1000); port < 1100; port++ {
+			services = append(services, world.Service{Addrs: vips, Protocol: proto, Port: port + 4000, Backends: []netip.AddrPort{
+				netip.AddrPortFrom(server.Addrs()[0], port), netip.AddrPortFrom(server.Addrs()[1], port),
+			}})
+		}
+	}
+	for _, n := range []*enforced{c.a, c.b} {
+		must(t, n.SetServices(t.Context(), services...))
+	}
+	return vips
+}
+
+// openAll opens connections of each client over both families and protocols,
+// directly and through the Service, each to a port of its own.
+func openAll(t *testing.T, clients []leaver, server *actor, vips []netip.Addr) (cut, kept []*flow) {
+	t.Helper()
+	port := uint16(1000)
+	for _, cl := range clients {
+		for _, f := range policy.Families {
+			for _, proto := range []policy.Protocol{policy.TCP, policy.UDP} {
+				for _, to := range []netip.AddrPort{netip.AddrPortFrom(server.Addr(f), port), netip.AddrPortFrom(vips[f], port+4001)} {
+					at := netip.AddrPortFrom(server.Addr(f), port)
+					name := cl.name
+					if to.Addr() == vips[f] {
+						at = netip.AddrPortFrom(server.Addr(f), port+1)
+						name += ", through a Service"
+					}
+					fl := open(t, name, proto, cl.Namespace, to, server.Pod, at)
+					if cl.cut {
+						cut = append(cut, fl)
+					} else {
+						kept = append(kept, fl)
+					}
+				}
+				port += 2
+			}
+		}
+	}
+	return cut, kept
 }

@@ -20,22 +20,8 @@ import (
 func TestLeavesNothing(t *testing.T) {
 	requireRoot(t)
 	dir := t.TempDir()
-	for what, args := range map[string][]string{
-		// The flags of the Makefile, so that its cache serves.
-		"selvage": {"-C", "../../..", "-trimpath", "-buildvcs=false", "-o", filepath.Join(dir, "selvage"), "./cmd/selvage"},
-		"demo":    {"-trimpath", "-buildvcs=false", "-o", filepath.Join(dir, "demo"), "."},
-	} {
-		if args[0] == "-C" {
-			args = append([]string{"build", "-C", args[1]}, args[2:]...)
-		} else {
-			args = append([]string{"build"}, args...)
-		}
-		cmd := exec.Command("go", args...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("build %s: %v\n%s", what, err, out)
-		}
-	}
+	build(t, "../../..", "./cmd/selvage", filepath.Join(dir, "selvage"))
+	build(t, ".", ".", filepath.Join(dir, "demo"))
 	for _, tc := range []struct {
 		name   string
 		signal syscall.Signal
@@ -84,6 +70,17 @@ func TestLeavesNothing(t *testing.T) {
 				t.Error("agents run on")
 			}
 		})
+	}
+}
+
+// build builds a program, with the flags of the Makefile so that its cache
+// serves.
+func build(t *testing.T, module, program, binary string) {
+	t.Helper()
+	cmd := exec.Command("go", "build", "-C", module, "-trimpath", "-buildvcs=false", "-o", binary, program)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", program, err, out)
 	}
 }
 
