@@ -118,3 +118,28 @@ func TestCommandLine(t *testing.T) {
 		}
 	}
 }
+
+// TestReadme has every flag of the agent in the README, with its default.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NODE_NAME", "")
+	c := defaultConfig()
+	f := pflag.NewFlagSet("", pflag.ContinueOnError)
+	c.addPolicyFlags(f)
+	c.addAgentFlags(f)
+	f.VisitAll(func(flag *pflag.Flag) {
+		var row string
+		for line := range strings.Lines(string(readme)) {
+			if strings.HasPrefix(line, "|") && strings.Contains(line, "`--"+flag.Name+"`") {
+				row = line
+			}
+		}
+		want := strings.TrimSuffix(flag.DefValue, "0s")
+		if row == "" || !strings.Contains(row, want) {
+			t.Errorf("--%s, default %q: the README's table has %q", flag.Name, want, row)
+		}
+	})
+}
