@@ -114,3 +114,39 @@ func openAll(t *testing.T, clients []leaver, server *actor, vips []netip.Addr) (
 	}
 	return cut, kept
 }
+
+// TestInstall opens connections before there are any rules, as on a node whose
+// pods run already. Those that policy allows live on, the others end.
+func TestInstall(t *testing.T) {
+	c := newCast(t)
+	server := c.add(t, c.a, "server", world.Bridged)
+	clients := []leaver{
+		{"same bridge", c.add(t, c.a, "stay1", world.Bridged), false},
+		{"same bridge", c.add(t, c.a, "gone1", world.Bridged), true},
+		{"routed", c.add(t, c.a, "gone2", world.Routed), true},
+		{"other node", c.add(t, c.b, "stay3", world.Bridged), false},
+		{"other node", c.add(t, c.b, "gone3", world.Bridged), true},
+	}
+	// What rewrites Services has conntrack know all flows, as on every node.
+	cut, kept := openAll(t, clients, server, serviceFor(t, c, server))
+	c.set(t, c.snapshot(t, np("stay", "server", "ingress: [{from: ["+peer("stay")+"]}]")))
+	live(t, "after the rules came", false, cut...)
+	live(t, "after the rules came", true, kept...)
+}
+
+// TestCleanup opens everything again that the rules had closed, and leaves
+// nothing of them.
+func TestCleanup(t *testing.T) {
+	c := newCast(t)
+	server, client := c.add(t, c.a, "server", world.Bridged), c.add(t, c.a, "client", world.Bridged)
+	c.serveAll(t)
+	before := listing(t, c.a.Node)
+	c.set(t, c.snapshot(t, np("server", "server", "ingress: []")))
+	c.expect(t, both("with rules", client.Namespace, server.Addrs(), policy.TCP, 80, world.Dropped)...)
+	removed, err := openConn(t, c.a.Node).Cleanup()
+	must(t, err)
+	if after := listing(t, c.a.Node); !removed || after != before {
+		t.Errorf("removed: %v, and left\n%s", removed, after)
+	}
+	c.expect(t, both("without", client.Namespace, server.Addrs(), policy.TCP, 80, world.Allowed)...)
+}
