@@ -250,7 +250,14 @@ type Verdict struct {
 }
 
 // AddrKey is the key of an address.
-func AddrKey(a netip.Addr) string { return string(a.AsSlice()) }
+func AddrKey(a netip.Addr) string {
+	if a.Is4() {
+		b := a.As4()
+		return string(b[:])
+	}
+	b := a.As16()
+	return string(b[:])
+}
 
 // ServiceKey is the key of a port in a set of ports.
 func ServiceKey(port uint16) string { return string([]byte{byte(port >> 8), byte(port)}) }

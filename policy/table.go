@@ -184,6 +184,10 @@ func (t *liveTable) delSet(name string) {
 // setElem makes an element what it should be. The chain that its verdict
 // leads to must be there.
 func (t *liveTable) setElem(s *liveSet, key string, there bool, v Verdict) {
+	if s.untold && there && v == (Verdict{}) {
+		s.elem[key] = plain[VerdictNone] // nobody need ever know what was there
+		return
+	}
 	was := s.at(key)
 	if was.there == there && was.verdict == v {
 		return
