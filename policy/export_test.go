@@ -12,6 +12,7 @@ func (c *Compiler) Leftovers() string {
 		"signatures": len(c.signatures), "dirty pods": len(c.dirtyPods), "dirty signatures": len(c.dirtySignatures),
 		"dirty selectors": len(c.dirtySelectors), "new selectors": len(c.newSelectors), "touched": len(c.touched),
 		"touched ports": len(c.touchedPorts), "dispatch": len(c.dispatch), "owners before": len(c.ownersBefore),
+		"emptied signatures": len(c.emptied), "bridges": len(c.bridges), "pods outside": len(c.outside[IPv4]) + len(c.outside[IPv6]),
 	} {
 		if n > 0 {
 			out += fmt.Sprintf("%d %s\n", n, name)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	networkingv1 "k8s.io/api/networking/v1"
 	"pgregory.net/rapid"
 
 	"github.com/selvage-net/selvage/policy"
@@ -98,5 +99,30 @@ func TestCounts(t *testing.T) {
 	}
 	if got := cl.c.Prefixes(); !slices.Equal(got, []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}) {
 		t.Errorf("prefixes %v", got)
+	}
+}
+
+// TestNamesOfSignatures: what a policy is called must not make it look like two.
+func TestNamesOfSignatures(t *testing.T) {
+	selecting := func(name, label string) *networkingv1.NetworkPolicy {
+		np := allow(name, "client")
+		np.Spec.PodSelector.MatchLabels = map[string]string{label: "x"}
+		return np
+	}
+	s := policy.Snapshot{
+		Pods:     []*policy.Pod{somePod("web", policytest.NodeA, "10.1.0.2", "one"), somePod("db", policytest.NodeA, "10.1.0.3", "other")},
+		Policies: []*networkingv1.NetworkPolicy{selecting("a", "one"), selecting("b", "one"), selecting("a shop/b", "other")},
+	}
+	ruleset, _ := policy.Compile(policy.DefaultConfig(policytest.NodeA), s)
+	chains := map[string]bool{}
+	for _, set := range ruleset.Tables[policy.IPv4].Sets {
+		for _, e := range set.Elements {
+			if e.Verdict.Kind == policy.VerdictGoto && set.Name == "ingress-pods-v4" {
+				chains[e.Verdict.Chain] = true
+			}
+		}
+	}
+	if len(chains) != 2 {
+		t.Errorf("the two pods share a chain:\n%s", ruleset)
 	}
 }
