@@ -322,22 +322,6 @@ func (c *Compiler) Problems() []Problem {
 	return out
 }
 
-// Addrs returns the addresses of the node's own pods, sorted.
-func (c *Compiler) Addrs() []netip.Addr {
-	var out []netip.Addr
-	for _, ns := range c.namespaces {
-		for p := range ns.local {
-			for _, a := range p.Addrs {
-				if c.owners[a] == p {
-					out = append(out, a)
-				}
-			}
-		}
-	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
-}
-
 // Prefixes returns the node's podCIDRs, sorted.
 func (c *Compiler) Prefixes() []netip.Prefix {
 	n := c.nodes[c.cfg.NodeName]
