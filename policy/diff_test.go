@@ -8,6 +8,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"pgregory.net/rapid"
 
 	"github.com/selvage-net/selvage/policy"
@@ -147,6 +148,35 @@ func TestTightens(t *testing.T) {
 		cl.put(client)
 		cl.want("and comes back once more", true)
 	})
+}
+
+// TestTightensByName: the number of a named port is the pod's business.
+func TestTightensByName(t *testing.T) {
+	server := func(port uint16) *policy.Pod {
+		p := somePod("server", policytest.NodeB, "10.2.0.2", "server")
+		p.Ports = []policy.NamedPort{{Name: "http", Protocol: policy.TCP, Port: port}}
+		return p
+	}
+	named := []networkingv1.NetworkPolicyPort{{Port: &intstr.IntOrString{Type: intstr.String, StrVal: "http"}}}
+	peers := map[string][]networkingv1.NetworkPolicyPeer{
+		"anyone":   nil,
+		"a block":  {{IPBlock: &networkingv1.IPBlock{CIDR: "10.2.0.0/24"}}},
+		"selector": {{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"server": "x"}}}},
+	}
+	for name, to := range peers {
+		t.Run(name, func(t *testing.T) {
+			np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "out"}}
+			np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+			np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: to, Ports: named}}
+			cl := newCluster(t, somePod("client", policytest.NodeA, "10.1.0.2"), server(80), np)
+			cl.put(server(81))
+			cl.want("the port has another number", true)
+			more := server(81)
+			more.Ports = append(more.Ports, policy.NamedPort{Name: "http", Protocol: policy.TCP, Port: 82})
+			cl.put(more)
+			cl.want("the port has one number more", false)
+		})
+	}
 }
 
 // TestGenerationsWrapAround: after the last one comes the first, and each is
