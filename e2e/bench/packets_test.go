@@ -79,7 +79,8 @@ func TestConntrackSeesWhatTheLoadsAreMeantToBe(t *testing.T) {
 			if err := triple.FlushConntrack(); err != nil {
 				t.Fatal(err)
 			}
-			if flows, _ := tracked(t, triple); flows != 0 {
+			// A live connection's delayed acknowledgement opens its flow anew.
+			if flows, _ := tracked(t, triple); flows != 0 && load != TCPEstablished {
 				t.Errorf("%d flows after the flush", flows)
 			}
 		})
