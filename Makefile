@@ -51,7 +51,7 @@ test-race: deps ## run the product's tests under the race detector (needs a C co
 
 .PHONY: lint
 lint: $(GOLANGCI) ## check format, vet and golangci-lint in both modules
-	@files=$$(gofmt -l cmd e2e informer internal metrics policy); \
+	@files=$$(gofmt -l cmd e2e informer metrics policy); \
 	if [[ -n $$files ]]; then echo "not formatted by gofmt:" $$files >&2; exit 1; fi
 	$(GO) vet ./...
 	cd e2e && $(GO) vet ./...

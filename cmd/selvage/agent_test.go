@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/selvage-net/selvage/internal/isolate"
+	"github.com/selvage-net/selvage/informer/link/isolate"
 )
 
 // asProgram, if it is set, makes the test binary behave as selvage does.

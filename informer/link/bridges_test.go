@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/selvage-net/selvage/internal/isolate"
+	"github.com/selvage-net/selvage/informer/link/isolate"
 )
 
 const globalOff = `

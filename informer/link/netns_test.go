@@ -10,7 +10,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
-	"github.com/selvage-net/selvage/internal/isolate"
+	"github.com/selvage-net/selvage/informer/link/isolate"
 )
 
 // addPod makes a pod: a namespace whose eth0 is a port of the bridge.
