@@ -129,6 +129,9 @@ func (c *Compiler) touchPod(p *pod) {
 }
 
 func (c *Compiler) touch(a netip.Addr, p *pod) {
+	if !c.known {
+		return // nothing is in force, and what will be is made from all that is there then
+	}
 	if _, ok := c.selectorsBefore[a]; !ok && c.owners[a] == p {
 		c.selectorsBefore[a] = slices.Clone(p.selectors)
 	}
@@ -202,7 +205,7 @@ func (c *Compiler) setOwner(a netip.Addr, p *pod) {
 	if old == p {
 		return
 	}
-	if _, ok := c.ownersBefore[a]; !ok {
+	if _, ok := c.ownersBefore[a]; !ok && c.known {
 		var was *Pod
 		if old != nil {
 			was = old.Pod
