@@ -103,7 +103,7 @@ func (p *parser) fail(err *field.Error) { p.errs = append(p.errs, err) }
 func (p *parser) selector(s *metav1.LabelSelector, path *field.Path) labels.Selector {
 	sel, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
-		p.fail(field.Invalid(path, metav1.FormatLabelSelector(s), err.Error()))
+		p.fail(field.Invalid(path, field.OmitValueType{}, err.Error()))
 		return nil
 	}
 	return sel
