@@ -146,7 +146,7 @@ func TestTightens(t *testing.T) {
 		cl.c.Update(policy.Delta{Object: somePod("stranger", policytest.NodeB, "10.2.0.2"), Deleted: true})
 		cl.want("which goes", false)
 		cl.put(client)
-		cl.want("and comes back once more", true)
+		cl.want("and comes back from one who was allowed nothing", false)
 	})
 }
 

@@ -56,19 +56,27 @@ func (c *Compiler) ownersTightened() bool {
 		now := c.owners[a]
 		switch {
 		case now == nil:
-			if was != nil {
+			if was != nil && c.mattered(a, was) {
 				c.vacated[a] = struct{}{}
 			}
 		case was == nil:
 			_, used := c.vacated[a]
 			out = out || used || c.adopted && c.known
 		case !was.same(now.Pod):
-			out = true
+			out = out || c.mattered(a, was)
 		}
 	}
 	reset(&c.ownersBefore)
 	c.known = true
 	return out
+}
+
+// mattered tells whether an address could be an element of any set while it
+// was that pod's. If not, nothing was allowed because of who had it, and so
+// whoever has it next is allowed the same: the many pods of a large cluster
+// that no policy here is about come and go without wearing out the generations.
+func (c *Compiler) mattered(a netip.Addr, was *Pod) bool {
+	return c.local(was) || len(c.selectorsBefore[a]) > 0 || len(was.Ports) > 0 && c.tables[FamilyOf(a)].named > 0
 }
 
 func (c *Compiler) elementsTightened(t *liveTable) bool {
