@@ -52,12 +52,12 @@ func (c *Compiler) renderBase() {
 	}
 	for _, t := range c.tables {
 		f := t.family
-		self := t.addSet(Set{Name: selfName(f), Key: [2]Type{TypeAddr, TypeAddr}, Comment: "isolated pods, to reach themselves"}, roleSelf, 0)
+		self := t.addSet(Set{Name: selfName(f), Key: [2]Type{TypeAddr, TypeAddr}, Comment: "isolated pods, to reach themselves"}, roleSelf)
 		for _, dir := range directions {
 			t.dispatch[dir] = t.addSet(Set{
 				Name: dispatchName(dir, f), Key: [2]Type{TypeAddr}, Verdicts: true, Size: maxLocalPods,
 				Comment: "pods of this node, " + dir.String(),
-			}, roleDispatch, dir)
+			}, roleDispatch)
 		}
 		c.keepChain(t, chainUnknown, nil, c.denyRules())
 		for _, dir := range directions {

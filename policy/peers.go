@@ -103,7 +103,7 @@ func (w *peerWriter) set(groups ...string) Match {
 	if w.sets[name] == nil {
 		w.sets[name] = &peerSet{name: name, groups: groups, about: clip(w.s.chain + ": " + strings.Join(groups, " "))}
 	}
-	set := w.t.addSet(Set{Name: name + w.t.family.Suffix(), Key: [2]Type{TypeAddr}, Comment: w.sets[name].about}, roleAllow, w.s.dir)
+	set := w.t.addSet(Set{Name: name + w.t.family.Suffix(), Key: [2]Type{TypeAddr}, Comment: w.sets[name].about}, roleAllow)
 	return Match{Field: w.s.dir.peerField(), Op: OpIn, Name: set.Name}
 }
 
@@ -168,7 +168,7 @@ func (w *peerWriter) portMap(protocol int, ids []string) *liveSet {
 		}
 	}
 	spec.Name = w.s.dir.String() + "-ports-" + hash(w.s.chain+" "+protocols[protocol].String()+content.String())
-	return w.t.addSet(spec, roleFixed, w.s.dir)
+	return w.t.addSet(spec, roleFixed)
 }
 
 // portChain returns the chain for a port that peers of these groups may use.

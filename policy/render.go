@@ -28,7 +28,7 @@ func (c *Compiler) render(s *signature, t *liveTable) {
 	for i := range s.allow.blocks {
 		b := &s.allow.blocks[i]
 		if elements := blockElements(b.set, t.family); len(elements) > 0 {
-			set := t.addSet(blockSet(elements, t.family), roleFixed, 0)
+			set := t.addSet(blockSet(elements, t.family), roleFixed)
 			r.ports([]Match{{Field: s.dir.peerField(), Op: OpIn, Name: set.Name}}, &b.ports, comment("", b.by))
 		}
 	}
@@ -49,7 +49,7 @@ func (c *Compiler) sharedSet(s *selector, t *liveTable) *liveSet {
 	if set := t.sets[name]; set != nil {
 		return set
 	}
-	set := t.addSet(Set{Name: name, Key: [2]Type{TypeAddr}, Comment: clip(s.key)}, roleAllow, 0)
+	set := t.addSet(Set{Name: name, Key: [2]Type{TypeAddr}, Comment: clip(s.key)}, roleAllow)
 	c.owned(s, t.family, func(a netip.Addr) { t.setElem(set, AddrKey(a), true, Verdict{}) })
 	return set
 }
@@ -65,7 +65,7 @@ func (c *Compiler) namedSet(n namedPort, t *liveTable) *liveSet {
 	if set := t.sets[name]; set != nil {
 		return set
 	}
-	set := t.addSet(Set{Name: name, Key: [2]Type{TypeAddr, TypeService}, Comment: clip("port " + n.name + "/" + n.protocol.String())}, roleNamed, 0)
+	set := t.addSet(Set{Name: name, Key: [2]Type{TypeAddr, TypeService}, Comment: clip("port " + n.name + "/" + n.protocol.String())}, roleNamed)
 	for a, p := range c.owners {
 		if FamilyOf(a) != t.family {
 			continue
@@ -107,7 +107,7 @@ func (w *ruleWriter) ports(match []Match, ports *portSet, comment string) {
 			pass(protocol)
 			continue
 		case len(ranges) > 1:
-			port = Match{Field: FieldCtReplyProtoSrc, Op: OpIn, Name: w.t.addSet(portsSet(ranges), roleFixed, 0).Name}
+			port = Match{Field: FieldCtReplyProtoSrc, Op: OpIn, Name: w.t.addSet(portsSet(ranges), roleFixed).Name}
 		case ranges[0].from == ranges[0].to:
 			port.Op, port.Arg = OpEqual, 0
 		default:

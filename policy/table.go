@@ -26,7 +26,6 @@ const (
 type liveSet struct {
 	Set  // without Elements, unless role is roleFixed
 	role role
-	dir  direction // of roleDispatch
 	// elem has the verdicts by key. Sets of peers are most of what a compiler
 	// holds, and their elements have no verdict: hence the pointers.
 	elem map[string]*Verdict
@@ -125,12 +124,12 @@ func newLiveTable(f Family) *liveTable {
 }
 
 // addSet creates a set if it is not there.
-func (t *liveTable) addSet(spec Set, r role, dir direction) *liveSet {
+func (t *liveTable) addSet(spec Set, r role) *liveSet {
 	if s := t.sets[spec.Name]; s != nil {
 		return s
 	}
 	t.noteSet(spec.Name)
-	s := &liveSet{Set: spec, role: r, dir: dir, isNew: true, untold: !t.step.sets[spec.Name] && !t.since.sets[spec.Name]}
+	s := &liveSet{Set: spec, role: r, isNew: true, untold: !t.step.sets[spec.Name] && !t.since.sets[spec.Name]}
 	if r != roleFixed {
 		s.elem = map[string]*Verdict{}
 	}
