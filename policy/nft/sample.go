@@ -21,7 +21,7 @@ func sampleTable(f policy.Family) policy.TableChange {
 	if f == policy.IPv6 {
 		addr = netip.IPv6Unspecified()
 	}
-	const target, hash, ranges, verdicts = "check", "check-hash", "check-interval", "check-verdicts"
+	const target, hash, ranges, verdicts, ports = "check", "check-hash", "check-interval", "check-verdicts", "check-ports"
 	key := policy.AddrKey(addr)
 	rules := []policy.Rule{
 		{Match: []policy.Match{
@@ -34,6 +34,10 @@ func sampleTable(f policy.Family) policy.TableChange {
 		}, Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictDrop}},
 		{Match: []policy.Match{{Field: policy.FieldCtOriginalSaddr, Op: policy.OpIn, Name: ranges}}, Stamp: policy.Mark{Mask: 1, Value: 1}},
 		{Match: []policy.Match{{Field: policy.FieldSaddr, Op: policy.OpVerdict, Name: verdicts}}},
+		{Match: []policy.Match{
+			{Field: policy.FieldCtProtocol, Op: policy.OpEqual, Value: uint32(policy.TCP)},
+			{Field: policy.FieldCtReplyProtoSrc, Op: policy.OpVerdict, Name: ports},
+		}},
 		{Match: []policy.Match{{Field: policy.FieldL4Proto, Op: policy.OpEqual, Value: uint32(policy.TCP)}}, Verdict: policy.Verdict{Kind: policy.VerdictReset}},
 		{Match: []policy.Match{{Field: policy.FieldIifname, Op: policy.OpEqual, Name: "lo"}}, Verdict: policy.Verdict{Kind: policy.VerdictProhibit}},
 	}
@@ -44,6 +48,9 @@ func sampleTable(f policy.Family) policy.TableChange {
 			{Name: hash, Key: [2]policy.Type{policy.TypeAddr, policy.TypeService}, Elements: []policy.Element{{Key: policy.AddrServiceKey(addr, 1)}}},
 			{Name: ranges, Key: [2]policy.Type{policy.TypeAddr}, Interval: true, Elements: []policy.Element{{Key: key, To: key}}},
 			{Name: verdicts, Key: [2]policy.Type{policy.TypeAddr}, Verdicts: true, Elements: []policy.Element{{Key: key, Verdict: goTo}}},
+			{Name: ports, Key: [2]policy.Type{policy.TypeService}, Verdicts: true, Interval: true, Elements: []policy.Element{
+				{Key: policy.ServiceKey(1), To: policy.ServiceKey(2), Verdict: goTo},
+			}},
 		},
 		AddChains: []policy.Chain{{Name: target}},
 		SetChains: []policy.Chain{{Name: "check-forward", Hook: &policy.Hook{Name: hookForward}, Rules: rules}},
