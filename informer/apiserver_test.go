@@ -2,6 +2,7 @@ package informer
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -34,9 +35,13 @@ type apiServer struct {
 	noStream bool
 	addr     string
 
-	mu       sync.Mutex
-	server   *httptest.Server
-	refuse   *apierrors.StatusError
+	mu      sync.Mutex
+	server  *httptest.Server
+	refuse  *apierrors.StatusError
+	refused map[Kind]*apierrors.StatusError
+	// garbled are the kinds of which it says what nobody understands.
+	garbled  map[Kind]bool
+	version  string
 	requests []request
 }
 
@@ -102,6 +107,15 @@ func (s *apiServer) answer(err *apierrors.StatusError) {
 	s.refuse = err
 }
 
+// answerKind makes requests for a kind fail with err, or be answered with garbage,
+// or succeed.
+func (s *apiServer) answerKind(kind Kind, err *apierrors.StatusError, garbled bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = map[Kind]*apierrors.StatusError{kind: err}
+	s.garbled = map[Kind]bool{kind: garbled}
+}
+
 func (s *apiServer) config() *rest.Config { return &rest.Config{Host: "http://" + s.addr} }
 
 func (s *apiServer) seen() []request {
@@ -138,9 +152,13 @@ func idOf(o apiObject) identity {
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.requests = append(s.requests, request{r.URL.Path, r.UserAgent(), r.Header.Get("Accept"), r.URL.Query()})
-	refuse := s.refuse
+	refuse, version := s.refuse, s.version
 	s.mu.Unlock()
 
+	if r.URL.Path == "/version" && version != "" {
+		fmt.Fprintf(w, `{"major": "1", "gitVersion": %q}`, version)
+		return
+	}
 	var c *collection
 	gv := corev1.SchemeGroupVersion
 	for _, kind := range Kinds {
@@ -150,6 +168,17 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if c == nil {
 		http.NotFound(w, r)
+		return
+	}
+	s.mu.Lock()
+	if s.refused[c.kind] != nil {
+		refuse = s.refused[c.kind]
+	}
+	garbled := s.garbled[c.kind]
+	s.mu.Unlock()
+	if garbled {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintln(w, `{"kind": ["nonsense"]}`)
 		return
 	}
 	if c.kind == NetworkPolicies {

@@ -3,6 +3,7 @@ package informer
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,7 +38,13 @@ const (
 	// notYet is the state before the first watch.
 	notYet contactState = iota
 	reached
+	// away is no answer: an outage, which will end by itself.
 	away
+	// refused is an answer that is of no use: somebody has to do something.
+	refused
+	// garbled is refused, too. It is not over when a watch begins, but when
+	// all that there is could be decoded.
+	garbled
 )
 
 // watching notes that a watch of the kind began, which is when all of it is
@@ -45,25 +52,42 @@ const (
 func (c *contact) watching(kind Kind) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Now()
-	c.last = now
-	before := c.kinds[kind]
-	c.kinds[kind] = reached
-	if before != reached {
-		c.observe.connected(kind, true)
+	c.last = c.clock.Now()
+	if c.kinds[kind] != garbled {
+		c.well(kind)
 	}
-	if before != away || c.anyAway() {
-		return
-	}
-	c.logger.Info("the source of objects answers again", "outage", now.Sub(c.since).Round(time.Millisecond))
-	c.since = time.Time{}
 }
 
-// heard notes that there was a sign of life.
-func (c *contact) heard() {
+// heard notes that there was a sign of life. all says that everything that
+// there is of the kind has been decoded: a list, or the bookmark after a stream.
+func (c *contact) heard(kind Kind, all bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last = c.clock.Now()
+	if all && c.kinds[kind] == garbled {
+		c.well(kind)
+	}
+}
+
+// well notes that there is no trouble with a kind.
+func (c *contact) well(kind Kind) {
+	before := c.kinds[kind]
+	c.kinds[kind] = reached
+	if before == reached {
+		return
+	}
+	c.observe.connected(kind, true)
+	c.observe.trouble(kind, nil)
+	c.back()
+}
+
+// back notes the end of an outage, if there was one and it is over.
+func (c *contact) back() {
+	if c.since.IsZero() || slices.Contains(c.kinds[:], away) {
+		return
+	}
+	c.logger.Info("the source of objects answers again", "outage", c.clock.Now().Sub(c.since).Round(time.Millisecond))
+	c.since = time.Time{}
 }
 
 // failed notes that the source did not answer as it should. Only the first
@@ -71,26 +95,26 @@ func (c *contact) heard() {
 func (c *contact) failed(kind Kind, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	before := c.kinds[kind]
-	c.kinds[kind] = away
-	if before != away {
+	before, trouble := c.kinds[kind], &Trouble{Kind: kind, Cause: causeOf(err), Err: err}
+	if before == reached || before == notYet {
 		c.observe.connected(kind, false)
 	}
-	if !c.since.IsZero() {
+	c.observe.trouble(kind, trouble)
+	switch trouble.Cause {
+	case Forbidden, Unauthenticated, NotServed:
+		c.kinds[kind] = refused
+	case Undecodable:
+		c.kinds[kind] = garbled
+	case Unanswered:
+		c.kinds[kind] = away
+		if c.since.IsZero() {
+			c.since = c.clock.Now()
+			c.logger.Warn("the source of objects does not answer; what is in force stays in force, trying again",
+				"kind", kind.String(), "err", err)
+		}
 		return
 	}
-	c.since = c.clock.Now()
-	c.logger.Warn("the source of objects does not answer; what is in force stays in force, trying again",
-		"kind", kind.String(), "err", err)
-}
-
-func (c *contact) anyAway() bool {
-	for _, s := range c.kinds {
-		if s == away {
-			return true
-		}
-	}
-	return false
+	c.back()
 }
 
 // connected tells whether all kinds are being watched, and when the source was
@@ -142,7 +166,7 @@ func (l *listener) Watch(o metav1.ListOptions) (watch.Interface, error) {
 func (l *listener) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 	list, err := l.ListerWatcherWithContext.ListWithContext(ctx, o)
 	if err == nil {
-		l.contact.heard()
+		l.contact.heard(l.kind, true)
 	} else if ctx.Err() == nil && !routine(err) {
 		l.contact.failed(l.kind, err)
 	}
@@ -164,7 +188,7 @@ func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (
 	l.contact.watching(l.kind)
 	return newTap(w, func(e watch.Event) {
 		if e.Type != watch.Error {
-			l.contact.heard()
+			l.contact.heard(l.kind, e.Type == watch.Bookmark)
 		} else if err := apierrors.FromObject(e.Object); !routine(err) {
 			l.contact.failed(l.kind, err)
 		}

@@ -15,7 +15,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -309,35 +308,6 @@ func TestOutage(t *testing.T) {
 	}
 	if got := log.with("answers again"); len(got) != 1 {
 		t.Errorf("end of the outage logged %d times:\n%s", len(got), strings.Join(got, "\n"))
-	}
-}
-
-func TestForbidden(t *testing.T) {
-	server := newAPIServer(t, protobuf)
-	server.answer(apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", fmt.Errorf("no role")))
-	source, err := Kubernetes(server.config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	log := &lines{}
-	s := newSink(t)
-	inf := New(Options{Source: source, Logger: log.logger()})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- inf.Run(ctx, s.sink) }()
-	eventually(t, "the refusal is logged", func() bool { return len(log.with("no role")) > 0 })
-	eventually(t, "it is tried again", func() bool { return len(server.seen()) > 2*len(Kinds) })
-	if s.calls() != 0 || inf.Connected() {
-		t.Errorf("connected = %t, %d batches, although nothing may be read", inf.Connected(), s.calls())
-	}
-	if got := log.with("no role"); len(got) != 1 {
-		t.Errorf("refusal logged %d times:\n%s", len(got), strings.Join(got, "\n"))
-	}
-	server.answer(nil)
-	eventually(t, "the initial batch came", func() bool { return s.calls() == 1 })
-	cancel()
-	if err := <-done; err != nil {
-		t.Errorf("Run: %v", err)
 	}
 }
 

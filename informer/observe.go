@@ -8,6 +8,10 @@ type Observe struct {
 	// Connected is called when it changes whether the source answers for a
 	// kind. Before the first call it has not answered yet.
 	Connected func(kind Kind, connected bool)
+	// Trouble is called at each failure to list or watch a kind, and with nil
+	// when there is none any more. Whoever sets it is to tell of troubles that
+	// somebody has to put right; the Logger is told of outages only.
+	Trouble func(kind Kind, trouble *Trouble)
 }
 
 func (o *Observe) manifestError(reason Reason) {
@@ -19,5 +23,11 @@ func (o *Observe) manifestError(reason Reason) {
 func (o *Observe) connected(kind Kind, connected bool) {
 	if o.Connected != nil {
 		o.Connected(kind, connected)
+	}
+}
+
+func (o *Observe) trouble(kind Kind, t *Trouble) {
+	if o.Trouble != nil {
+		o.Trouble(kind, t)
 	}
 }

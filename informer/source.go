@@ -2,10 +2,12 @@ package informer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -108,8 +110,11 @@ func (a *api) ListerWatcher(kind Kind) cache.ListerWatcher {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = selector
-			list := kindInfo[kind].list()
-			err := a.request(client, kind, o).Do(ctx).Into(list)
+			answer, list := a.request(client, kind, o).Do(ctx), kindInfo[kind].list()
+			err := answer.Error()
+			if err == nil {
+				err = understood(answer.Into(list))
+			}
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
@@ -117,6 +122,15 @@ func (a *api) ListerWatcher(kind Kind) cache.ListerWatcher {
 			return a.request(client, kind, o).Watch(ctx)
 		},
 	}
+}
+
+// understood marks an error that a successful answer led to, unless the answer
+// is itself a Status that says so.
+func understood(err error) error {
+	if err == nil || errors.As(err, new(apierrors.APIStatus)) {
+		return err
+	}
+	return &decodeError{err}
 }
 
 // request is what the clients of client-go's clientset send.

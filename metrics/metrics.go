@@ -86,6 +86,9 @@ type Metrics struct {
 	connected    *prometheus.GaugeVec
 	bridges      *prometheus.GaugeVec
 	bridgesUnmet prometheus.Gauge
+	unseen       prometheus.Gauge
+	engines      *prometheus.GaugeVec
+	conditions   *prometheus.GaugeVec
 
 	mu    sync.Mutex
 	known map[string]bool // the bridges that have a series
@@ -133,6 +136,13 @@ func New(version string) *Metrics {
 		bridges: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "selvage_bridge_covered", Help: "1 if packets between two pods on the bridge meet the rules.",
 		}, []string{"bridge"}),
+		unseen: gauge("selvage_unenforceable_pods", "Pods of this node whose packets do not pass its hooks: no policy is in force for them."),
+		engines: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "selvage_other_policy_engine", Help: "1 if another policy engine, or what it has left behind, was found on this node.",
+		}, []string{"engine"}),
+		conditions: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "selvage_conditions", Help: "Things that somebody should put right, by reason; the log and an Event on the Node say what to do.",
+		}, []string{"reason"}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "selvage_build_info", Help: "Always 1; the labels tell the build.",
@@ -144,7 +154,7 @@ func New(version string) *Metrics {
 	}
 	m.registry.MustRegister(m.programming, m.duration, m.batches, m.messages, m.errors, m.lastSync, m.inSync,
 		m.generation, m.generations, m.repaired, m.objects, m.invalid, m.manifests, m.connected,
-		m.bridges, m.bridgesUnmet, build,
+		m.bridges, m.bridgesUnmet, m.unseen, m.engines, m.conditions, build,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -237,6 +247,21 @@ func (m *Metrics) SetBridges(bridges []Bridge, uncovered bool) {
 		m.bridges.DeleteLabelValues(name)
 	}
 	m.bridgesUnmet.Set(truth(uncovered))
+}
+
+// SetUnenforceablePods says for how many pods of this node no policy is in force.
+func (m *Metrics) SetUnenforceablePods(n int) { m.unseen.Set(float64(n)) }
+
+// SetOtherEngine says whether another policy engine was found. The names must be
+// few and fixed.
+func (m *Metrics) SetOtherEngine(name string, found bool) {
+	m.engines.WithLabelValues(name).Set(truth(found))
+}
+
+// SetConditions says how many conditions hold for a reason. The reasons must be
+// few and fixed.
+func (m *Metrics) SetConditions(reason string, n int) {
+	m.conditions.WithLabelValues(reason).Set(float64(n))
 }
 
 func truth(b bool) float64 {

@@ -28,6 +28,10 @@ func scene() *Metrics {
 	m.ReadReclaimErrors(func() uint64 { return 1 })
 	m.SetBridges([]Bridge{{Name: "gone"}}, true)
 	m.SetBridges([]Bridge{{Name: "cni0", Covered: true}, {Name: "br1"}}, true)
+	m.SetUnenforceablePods(3)
+	m.SetOtherEngine("calico", true)
+	m.SetOtherEngine("weave", false)
+	m.SetConditions("PodsNotEnforced", 1)
 	m.Synced(Sync{Failed: ReasonUnknown, Duration: 3 * time.Millisecond, Batches: 1, Messages: 10})
 	m.Synced(Sync{Failed: ReasonRefused, Duration: 30 * time.Millisecond})
 	m.Synced(Sync{

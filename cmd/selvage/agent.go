@@ -37,6 +37,11 @@ type agent struct {
 	metrics  *metrics.Metrics
 	enforcer enforcer
 	bridges  bridges
+	// attachments, conditions and source watch over what may be wrong with the
+	// node and the cluster.
+	attachments attachments
+	conditions  *conditions
+	source      *source
 	// retry is the pause after a sync for the bridges' sake that failed.
 	retry time.Duration
 	// bridgesChanged has something in it if the bridges are to be synced.
@@ -77,9 +82,17 @@ type bridges interface {
 	Status() link.Status
 }
 
+// attachments is what the agent needs of *link.Attachments.
+type attachments interface {
+	Want(pods []netip.Addr)
+}
+
 func newAgent(c config, log *slog.Logger, m *metrics.Metrics) *agent {
+	conditions := newConditions(log, m)
 	return &agent{
 		log: log, metrics: m, retry: time.Second,
+		conditions:     conditions,
+		source:         newSource(conditions),
 		bridgesChanged: make(chan struct{}, 1),
 		local:          localPods{node: c.policy.NodeName},
 		known:          make(map[string]bool),
@@ -92,7 +105,10 @@ func (a *agent) sync(ctx context.Context, b informer.Batch) error {
 	a.syncing.Lock()
 	defer a.syncing.Unlock()
 	if a.local.update(b.Deltas) || b.Initial {
-		a.bridges.Want(a.local.cidrs, a.local.addrs())
+		addrs := a.local.addrs()
+		a.bridges.Want(a.local.cidrs, addrs)
+		a.attachments.Want(addrs)
+		a.checkPodCIDRs()
 	}
 	if b.Initial {
 		// The rules depend on the bridges: without them the first sync would
@@ -293,12 +309,12 @@ func (a *agent) ready() error {
 	case a.failed != nil:
 		errs = append(errs, fmt.Errorf("the rules are not as desired: %w", a.failed))
 	case !a.complete:
-		return errors.New("the objects of the cluster have not all come yet")
+		return a.source.missing()
 	}
 	if a.homeless {
 		errs = append(errs, fmt.Errorf("the source has no Node named %s", a.local.node))
 	}
-	return errors.Join(append(errs, a.bridges.Status().Uncovered())...)
+	return errors.Join(append(errs, a.bridges.Status().Uncovered(), a.conditions.unready())...)
 }
 
 // observeBridges is told by link.Bridges after each look.

@@ -278,7 +278,7 @@ func TestAgent(t *testing.T) {
 	// There is one agent.
 	rules = ruleset(t)
 	line := fails(t, selvage(os.Args[0], "agent", "--node-name=worker", "--manifests="+manifests, "--http-address="))
-	if want := fmt.Sprintf("an agent runs already on this node (process %d): stop it first", first.cmd.Process.Pid); !strings.Contains(line, want) {
+	if want := fmt.Sprintf("an agent runs already on this node (process %d): there can be one only", first.cmd.Process.Pid); !strings.Contains(line, want) {
 		t.Errorf("second agent: %s, want %q", line, want)
 	}
 	if line := fails(t, selvage(os.Args[0], "cleanup")); !strings.Contains(line, "runs already") {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -13,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/selvage-net/selvage/informer"
@@ -22,9 +25,43 @@ import (
 // maxNote is how long the API lets a note be, in bytes.
 const maxNote = 1024
 
-// recorder makes Events on policies. client-go has one that does more than is
-// needed here, but drags in the clients of all API groups, and those cost more
-// memory than the policies of a large cluster.
+// eventTimeout is how long the API server may take to accept an Event.
+const eventTimeout = 30 * time.Second
+
+// notice is what an Event says, and of which object.
+type notice struct {
+	about  corev1.ObjectReference
+	action string
+	reason string
+	note   string
+}
+
+// policyNotice tells of a policy that cannot be compiled.
+func policyNotice(p policy.Problem) notice {
+	return notice{
+		about: corev1.ObjectReference{
+			APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy",
+			Namespace: p.Namespace, Name: p.Name, UID: p.UID,
+		},
+		action: "Compile", reason: "NotCompiled",
+		note: p.Err.Error() + "; what is wrong matches nothing, the selected pods stay isolated",
+	}
+}
+
+// nodeNotice tells of a condition of a node. As in the Events of the kubelet,
+// the UID is the node's name: `kubectl describe node` looks for that.
+func nodeNotice(node string, r reason, message string) notice {
+	return notice{
+		about: corev1.ObjectReference{
+			APIVersion: corev1.SchemeGroupVersion.String(), Kind: "Node", Name: node, UID: types.UID(node),
+		},
+		action: "Enforce", reason: string(r), note: message,
+	}
+}
+
+// recorder makes Events. client-go has one that does more than is needed here,
+// but drags in the clients of all API groups, and those cost more memory than
+// the policies of a large cluster.
 type recorder struct {
 	client rest.Interface
 	node   string
@@ -32,6 +69,8 @@ type recorder struct {
 	// limit bounds what one agent sends. Every node makes Events, and a policy
 	// that a program edits may be wrong in many ways in a row.
 	limit *rate.Limiter
+	// failing is true while Events cannot be made.
+	failing atomic.Bool
 }
 
 func newRecorder(config *rest.Config, node string, log *slog.Logger) (*recorder, error) {
@@ -51,41 +90,49 @@ func newRecorder(config *rest.Config, node string, log *slog.Logger) (*recorder,
 	return &recorder{client: client, node: node, log: log, limit: rate.NewLimiter(1, 20)}, nil
 }
 
-// event makes an Event on a policy, and does not wait for it: a server that
-// does not answer must hold up nothing. What cannot be sent is in the log and
-// the metric all the same.
-func (r *recorder) event(p policy.Problem) {
+// send makes an Event, and does not wait for it: a server that does not answer
+// must hold up nothing. What cannot be sent is in the log and the metric all the
+// same.
+func (r *recorder) send(n notice) {
 	if !r.limit.Allow() {
 		return
 	}
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), eventTimeout)
 		defer cancel()
-		e := newEvent(p, r.node, time.Now())
-		if err := r.client.Post().Namespace(e.Namespace).Resource("events").Body(e).Do(ctx).Error(); err != nil {
-			r.log.Warn("cannot make an Event", "policy", p.Namespace+"/"+p.Name, "err", err)
+		err := r.make(ctx, n)
+		if before := r.failing.Swap(err != nil); err != nil && !before {
+			r.log.Warn("cannot make Events; give the agent's account the verb create on events.events.k8s.io, as the ClusterRole of Selvage's manifests does",
+				"kind", n.about.Kind, "namespace", n.about.Namespace, "name", n.about.Name, "err", err)
 		}
 	}()
 }
 
-// newEvent is what a problem looks like as an Event.
-func newEvent(p policy.Problem, node string, now time.Time) *eventsv1.Event {
-	note := p.Err.Error() + "; what is wrong matches nothing, the selected pods stay isolated"
+// make makes an Event.
+func (r *recorder) make(ctx context.Context, n notice) error {
+	e := newEvent(n, r.node, time.Now())
+	return r.client.Post().Namespace(e.Namespace).Resource("events").Body(e).Do(ctx).Error()
+}
+
+// newEvent is what a notice looks like as an Event.
+func newEvent(n notice, node string, now time.Time) *eventsv1.Event {
+	note := n.note
 	if len(note) > maxNote {
-		note = note[:maxNote-3] + "..."
+		note = strings.ToValidUTF8(note[:maxNote-3], "") + "..."
+	}
+	namespace := n.about.Namespace
+	if namespace == "" {
+		namespace = metav1.NamespaceDefault // where those on cluster-wide objects must be
 	}
 	return &eventsv1.Event{
-		ObjectMeta:          metav1.ObjectMeta{Namespace: p.Namespace, Name: fmt.Sprintf("%s.%x", p.Name, now.UnixNano())},
+		ObjectMeta:          metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("%s.%x", n.about.Name, now.UnixNano())},
 		EventTime:           metav1.NewMicroTime(now),
 		ReportingController: "selvage.dev/agent",
 		ReportingInstance:   node,
-		Action:              "Compile",
-		Reason:              "NotCompiled",
+		Action:              n.action,
+		Reason:              n.reason,
 		Type:                corev1.EventTypeWarning,
 		Note:                note,
-		Regarding: corev1.ObjectReference{
-			APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy",
-			Namespace: p.Namespace, Name: p.Name, UID: p.UID,
-		},
+		Regarding:           n.about,
 	}
 }

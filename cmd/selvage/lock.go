@@ -16,12 +16,16 @@ import (
 // that has it, however that ends.
 const lockName = "@selvage.dev/agent"
 
+// errRunning says that there is an agent already.
+var errRunning = errors.New("an agent runs already on this node")
+
 // lock makes the caller the only one who writes the tables in this network
 // namespace until release is called or the process ends.
 func lock() (release func(), err error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: lockName})
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("an agent runs already on this node%s: stop it first", holder())
+		return nil, fmt.Errorf("%w%s: there can be one only: stop that one first, or in a cluster find it with "+
+			"`kubectl get pods -A -o wide | grep selvage`, and remove all installations of Selvage but one", errRunning, holder())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("take the lock %s: %w", lockName, err)
@@ -55,8 +59,8 @@ func holder() string {
 	if e := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); e != nil || err != nil {
 		return ""
 	}
-	if cred.Pid == 0 { // it runs in a process namespace that cannot be seen from here
-		return ""
+	if cred.Pid == 0 { // its process namespace cannot be seen from here
+		return " (in another container)"
 	}
 	return fmt.Sprintf(" (process %d)", cred.Pid)
 }

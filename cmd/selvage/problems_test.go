@@ -81,7 +81,7 @@ func TestEvent(t *testing.T) {
 	}
 	r.limit = rate.NewLimiter(0, 1)
 	for range 3 { // of which two are too many
-		r.event(policy.Problem{Namespace: "ns", Name: "a", UID: "1-2-3", Err: errors.New("no such port")})
+		r.send(policyNotice(policy.Problem{Namespace: "ns", Name: "a", UID: "1-2-3", Err: errors.New("no such port")}))
 	}
 	e := <-got
 	want := corev1.ObjectReference{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Namespace: "ns", Name: "a", UID: "1-2-3"}
@@ -98,7 +98,7 @@ func TestEvent(t *testing.T) {
 // TestEventFits keeps to what the API's validation allows.
 func TestEventFits(t *testing.T) {
 	now := time.Unix(1_800_000_000, 5)
-	e := newEvent(policy.Problem{Namespace: "ns", Name: strings.Repeat("n", 200), Err: errors.New(strings.Repeat("x", 3000))}, "worker", now)
+	e := newEvent(policyNotice(policy.Problem{Namespace: "ns", Name: strings.Repeat("n", 200), Err: errors.New(strings.Repeat("x", 3000))}), "worker", now)
 	if len(e.Note) != maxNote || !strings.HasSuffix(e.Note, "x...") {
 		t.Errorf("note of %d bytes", len(e.Note))
 	}

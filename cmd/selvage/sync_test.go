@@ -57,12 +57,17 @@ func (f *fakeBridges) Want(cidrs []netip.Prefix, pods []netip.Addr) {
 func (f *fakeBridges) Check() link.Status  { f.checks++; return f.status }
 func (f *fakeBridges) Status() link.Status { return f.status }
 
+// fakeAttachments takes what it is told.
+type fakeAttachments struct{ pods []netip.Addr }
+
+func (f *fakeAttachments) Want(pods []netip.Addr) { f.pods = pods }
+
 func newTestAgent() (*agent, *fakeEnforcer, *fakeBridges) {
 	c := defaultConfig()
 	c.policy.NodeName = "worker"
 	a := newAgent(c, slog.New(slog.DiscardHandler), metrics.New("test"))
 	e, b := new(fakeEnforcer), &fakeBridges{status: link.Status{Checked: true}}
-	a.enforcer, a.bridges = e, b
+	a.enforcer, a.bridges, a.attachments = e, b, new(fakeAttachments)
 	return a, e, b
 }
 

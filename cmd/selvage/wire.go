@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
@@ -16,17 +17,30 @@ import (
 	"github.com/selvage-net/selvage/informer"
 	"github.com/selvage-net/selvage/informer/link"
 	"github.com/selvage-net/selvage/metrics"
+	"github.com/selvage-net/selvage/policy"
 	"github.com/selvage-net/selvage/policy/conntrack"
 	"github.com/selvage-net/selvage/policy/nft"
 )
+
+// lastWords is how long an agent that ends may take to say why.
+const lastWords = 5 * time.Second
 
 // runAgent is `selvage agent`. It returns nil when ctx ends, or why it cannot
 // go on. Nothing in the kernel is changed before all that can be checked was.
 func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 	limitMemory()
 	bridgeKlog(log)
+	var api *rest.Config
+	if c.manifests == "" {
+		if api, err = restConfig(c.kubeconfig); err != nil {
+			return err
+		}
+	}
 	release, err := lock()
 	if err != nil {
+		if api != nil && errors.Is(err, errRunning) {
+			tellOfAnother(ctx, api, c, log, err)
+		}
 		return err
 	}
 	defer release()
@@ -37,60 +51,84 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 	if err := conn.Check(); err != nil {
 		return err
 	}
-	var api *rest.Config
-	if c.manifests == "" {
-		if api, err = restConfig(c.kubeconfig); err != nil {
-			return err
-		}
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// What fails ends all the rest, and the lock is released after that.
-	group, ctx := errgroup.WithContext(ctx)
 	m := metrics.New(version)
 	a := newAgent(c, log, m)
-	b, err := link.NewBridges(link.Options{Logger: log, Observe: a.observeBridges})
-	if err != nil {
-		return err
-	}
 	e := nft.NewEnforcer(nft.EnforcerOptions{Conn: conn, Config: c.policy, Reclaimer: conntrack.Table{}, Logger: log})
 	defer func() { err = errors.Join(err, e.Close()) }()
-	a.bridges, a.enforcer = b, e
+	a.enforcer = e
 	m.ReadReclaimErrors(e.ReclaimErrors)
-	if c.httpAddress != "" {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.httpAddress)
-		if err != nil {
-			return fmt.Errorf("--http-address: %w", err)
-		}
-		group.Go(func() error { return serve(ctx, l, newMux(m.Handler(), a.healthy, a.ready)) })
-	}
-	log.Info("selvage agent starts", "version", version, "node", c.policy.NodeName, "source", c.source(),
-		"markMask", (*markMask)(&c.policy.MarkMask).String(), "denyAction", c.policy.DenyAction, "podToNode", c.policy.PodToNode,
-		"sharedSetThreshold", c.policy.SharedAbove, "http", c.httpAddress)
-	observe := observer(m)
-	source, err := a.openSource(c, api, observe)
-	if err != nil {
-		return err
-	}
-	inf := informer.New(informer.Options{Source: source, Logger: log, ResyncInterval: c.resyncInterval, Observe: observe})
-	group.Go(func() error { return inf.Run(ctx, a.sync) })
-	group.Go(func() error { return b.Run(ctx) })
-	group.Go(func() error { return a.followBridges(ctx) })
-	if err = group.Wait(); err != nil {
+	if err := a.run(ctx, c, api); err != nil {
 		return err
 	}
 	log.Info("selvage agent ends; what is in force stays in force")
 	return nil
 }
 
-// observer counts what the informer sees.
-func observer(m *metrics.Metrics) informer.Observe {
+// run runs all parts until ctx ends or one of them fails.
+func (a *agent) run(ctx context.Context, c config, api *rest.Config) error {
+	b, err := link.NewBridges(link.Options{Logger: a.log, Observe: a.observeBridges})
+	if err != nil {
+		return err
+	}
+	attached, err := link.NewAttachments(link.AttachmentsOptions{Logger: a.log, Observe: a.observeUnseen})
+	if err != nil {
+		return err
+	}
+	a.bridges, a.attachments = b, attached
+	// What fails ends all the rest.
+	group, ctx := errgroup.WithContext(ctx)
+	if c.httpAddress != "" {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.httpAddress)
+		if err != nil {
+			return fmt.Errorf("--http-address: %w", err)
+		}
+		group.Go(func() error { return serve(ctx, l, newMux(a.metrics.Handler(), a.healthy, a.ready)) })
+	}
+	a.log.Info("selvage agent starts", "version", version, "node", c.policy.NodeName, "source", c.source(),
+		"markMask", (*markMask)(&c.policy.MarkMask).String(), "denyAction", c.policy.DenyAction, "podToNode", c.policy.PodToNode,
+		"sharedSetThreshold", c.policy.SharedAbove, "http", c.httpAddress)
+	observe := a.observer()
+	source, err := a.openSource(c, api, observe)
+	if err != nil {
+		return err
+	}
+	inf := informer.New(informer.Options{Source: source, Logger: a.log, ResyncInterval: c.resyncInterval, Observe: observe})
+	group.Go(func() error { return inf.Run(ctx, a.sync) })
+	group.Go(func() error { return b.Run(ctx) })
+	group.Go(func() error { return a.followBridges(ctx) })
+	group.Go(func() error { return attached.Run(ctx) })
+	group.Go(func() error { return a.followEngines(ctx, c.resyncInterval) })
+	if api != nil {
+		group.Go(func() error { a.source.askVersion(ctx, api, a.log); return nil })
+	}
+	return group.Wait()
+}
+
+// tellOfAnother makes an Event that says that another agent runs on this node.
+// This one ends now, and so it waits until that is sent, for some seconds.
+func tellOfAnother(ctx context.Context, api *rest.Config, c config, log *slog.Logger, why error) {
+	ctx, cancel := context.WithTimeout(ctx, lastWords)
+	defer cancel()
+	r, err := newRecorder(api, c.policy.NodeName, log)
+	if err == nil {
+		err = r.make(ctx, nodeNotice(c.policy.NodeName, reasonSecondAgent, why.Error()))
+	}
+	if err != nil {
+		log.Debug("cannot make an Event of another agent", "err", err)
+	}
+}
+
+// observer tells of what the informer sees.
+func (a *agent) observer() informer.Observe {
 	for _, kind := range informer.Kinds {
-		m.SetConnected(kind.String(), false)
+		a.metrics.SetConnected(kind.String(), false)
 	}
 	return informer.Observe{
-		ManifestErrors: func(r informer.Reason) { m.ManifestRefused(string(r)) },
-		Connected:      func(kind informer.Kind, ok bool) { m.SetConnected(kind.String(), ok) },
+		ManifestErrors: func(r informer.Reason) { a.metrics.ManifestRefused(string(r)) },
+		Connected:      func(kind informer.Kind, ok bool) { a.metrics.SetConnected(kind.String(), ok) },
+		Trouble:        a.source.trouble,
 	}
 }
 
@@ -104,7 +142,8 @@ func (a *agent) openSource(c config, api *rest.Config, observe informer.Observe)
 	if err != nil {
 		return nil, err
 	}
-	a.problems.event = r.event
+	a.problems.event = func(p policy.Problem) { r.send(policyNotice(p)) }
+	a.conditions.event = func(c condition) { r.send(nodeNotice(r.node, c.reason, c.message)) }
 	return informer.Kubernetes(api)
 }
 

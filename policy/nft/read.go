@@ -152,7 +152,12 @@ func (c *Conn) readElements(d *decoder, s *policy.Set) error {
 // a commit interrupts is begun anew, since what comes after may not fit to what
 // came before (NLM_F_DUMP_INTR).
 func (c *Conn) request(typ int, f policy.Family, flags netlink.HeaderFlags, attrs []byte) ([]netlink.Message, error) {
-	data := append([]byte{nfproto(f), unix.NFNETLINK_V0, 0, 0}, attrs...)
+	return c.requestOf(nfproto(f), typ, flags, attrs)
+}
+
+// requestOf is request for any family, by its number in linux/netfilter.h.
+func (c *Conn) requestOf(nfproto byte, typ int, flags netlink.HeaderFlags, attrs []byte) ([]netlink.Message, error) {
+	data := append([]byte{nfproto, unix.NFNETLINK_V0, 0, 0}, attrs...)
 	for range maxInterrupted {
 		sent, err := c.socket.SendMessages([]netlink.Message{{
 			Header: netlink.Header{Type: messageType(typ), Flags: netlink.Request | flags},

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/selvage-net/selvage/metrics"
+)
+
+// reason sorts conditions for logs, Events and the metric.
+type reason string
+
+// The reasons.
+const (
+	// reasonRefused is an API server that does not give the objects of a kind.
+	reasonRefused reason = "ObjectsRefused"
+	// reasonOldServer is an API server that lacks something.
+	reasonOldServer reason = "OldAPIServer"
+	// reasonNoPodCIDR is a Node without podCIDRs.
+	reasonNoPodCIDR reason = "NoPodCIDR"
+	// reasonOutsidePodCIDR is pods with addresses outside of the podCIDRs.
+	reasonOutsidePodCIDR reason = "PodsOutsidePodCIDR"
+	// reasonNotEnforced is pods whose packets the node does not see.
+	reasonNotEnforced reason = "PodsNotEnforced"
+	// reasonOtherEngine is another policy engine on the node.
+	reasonOtherEngine reason = "OtherPolicyEngine"
+	// reasonSecondAgent is what an agent says of itself that finds another one.
+	reasonSecondAgent reason = "SecondAgent"
+)
+
+// reasons are those that a condition can have.
+func reasons() []reason {
+	return []reason{reasonRefused, reasonOldServer, reasonNoPodCIDR, reasonOutsidePodCIDR, reasonNotEnforced, reasonOtherEngine}
+}
+
+// A condition is something about the node, or the cluster as the node sees it,
+// that somebody should put right.
+type condition struct {
+	reason reason
+	// key tells conditions of one topic apart. One whose message changes stays
+	// the same condition as long as it keeps its key.
+	key string
+	// message is one line: what is wrong, what follows from it, what to do.
+	message string
+	// notReady ends readiness for as long as the condition holds.
+	notReady bool
+	// lasting is how long it must hold before anything is said of it.
+	lasting time.Duration
+}
+
+// topic is what one part of the agent watches over.
+type topic string
+
+// conditions tells of each condition when it appears, by a line in the log and an
+// Event on the Node, and when it is over, by a line in the log. Its methods are
+// safe for concurrent use.
+type conditions struct {
+	log     *slog.Logger
+	metrics *metrics.Metrics
+	// event, if it is set, makes an Event of a condition that has appeared. It
+	// must not wait.
+	event func(condition)
+
+	mu   sync.Mutex
+	held map[topic]map[string]*held
+}
+
+// held is a condition that holds.
+type held struct {
+	condition
+	// said is true once it has appeared.
+	said  bool
+	timer *time.Timer
+}
+
+func newConditions(log *slog.Logger, m *metrics.Metrics) *conditions {
+	for _, r := range reasons() {
+		m.SetConditions(string(r), 0)
+	}
+	return &conditions{log: log, metrics: m, held: make(map[topic]map[string]*held)}
+}
+
+// set says which conditions of a topic hold now. Those of before that are not
+// among them are over.
+func (c *conditions) set(about topic, now ...condition) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.held[about]
+	c.held[about] = make(map[string]*held, len(now))
+	for _, n := range now {
+		h := before[n.key]
+		if h == nil {
+			h = &held{}
+		}
+		h.condition = n
+		c.held[about][n.key] = h
+		delete(before, n.key)
+		switch {
+		case h.said || h.timer != nil:
+		case n.lasting == 0:
+			c.say(h)
+		default:
+			h.timer = time.AfterFunc(n.lasting, func() { c.sayLater(about, h) })
+		}
+	}
+	for _, h := range before {
+		if h.said {
+			c.log.Info("condition is over", "reason", h.reason, "message", h.message)
+		} else {
+			h.timer.Stop()
+		}
+	}
+	c.count()
+}
+
+// sayLater says a condition that has lasted, unless it is over.
+func (c *conditions) sayLater(about topic, h *held) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held[about][h.key] == h {
+		c.say(h)
+		c.count()
+	}
+}
+
+// say tells of a condition that appears. mu is held.
+func (c *conditions) say(h *held) {
+	h.said = true
+	c.log.Warn("condition has appeared", "reason", h.reason, "message", h.message)
+	if c.event != nil {
+		c.event(h.condition)
+	}
+}
+
+// count shows the metric. mu is held.
+func (c *conditions) count() {
+	n := make(map[reason]int)
+	for _, of := range c.held {
+		for _, h := range of {
+			if h.said {
+				n[h.reason]++
+			}
+		}
+	}
+	for _, r := range reasons() {
+		c.metrics.SetConditions(string(r), n[r])
+	}
+}
+
+// unready returns the conditions that end readiness, joined, or nil.
+func (c *conditions) unready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []condition
+	for _, of := range c.held {
+		for _, h := range of {
+			if h.said && h.notReady {
+				found = append(found, h.condition)
+			}
+		}
+	}
+	slices.SortFunc(found, func(a, b condition) int {
+		return cmp.Or(cmp.Compare(a.reason, b.reason), cmp.Compare(a.key, b.key))
+	})
+	var errs []error
+	for _, f := range found {
+		errs = append(errs, errors.New(f.message))
+	}
+	return errors.Join(errs...)
+}
