@@ -1,0 +1,11 @@
+// Package deploy is where Selvage is brought to a cluster from:
+//
+//   - cmd/image and image make the image; Dockerfile makes it with an engine.
+//   - base, overlays/flannel and overlays/debug are for kustomize.
+//   - cleanup, for kustomize too, takes out of the kernel of every node what the
+//     agents have put there.
+//   - chart/selvage is for Helm.
+//
+// It holds no code; its tests compare the manifests with each other, with the
+// types of Kubernetes, and with what they are meant to ensure.
+package deploy
