@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -319,6 +320,36 @@ func TestAgent(t *testing.T) {
 	}
 	if got := ruleset(t); got != others {
 		t.Errorf("after cleanup there is\n%s, before all there was\n%s", got, others)
+	}
+	testCleanupWait(t)
+}
+
+// testCleanupWait sees that it says when it is done, and ends by a signal, and
+// that an agent can start meanwhile.
+func testCleanupWait(t *testing.T) {
+	t.Helper()
+	cmd := selvage(os.Args[0], "cleanup", "--wait")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "there was nothing to remove\n" {
+		t.Errorf("cleanup --wait: %q, %v", line, err)
+	}
+	release, err := lock()
+	if err != nil {
+		t.Errorf("while cleanup waits: %v", err)
+	} else {
+		release()
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Errorf("cleanup --wait ended by itself: %v", err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("cleanup --wait ended with %v", err)
 	}
 }
 

@@ -88,7 +88,8 @@ func compile(c config, w io.Writer) error {
 }
 
 func newCleanupCommand() *cobra.Command {
-	return &cobra.Command{
+	wait := false
+	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "remove everything that the agent has put into the kernel of this node",
 		Long: `Remove the tables "ip selvage" and "ip6 selvage": from then on nothing is
@@ -104,10 +105,15 @@ nf_call_ip6tables of the pods' bridge stay on: others may rely on them by now.`,
 			if removed {
 				say = "removed the tables ip selvage and ip6 selvage"
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), say)
-			return err
+			if _, err = fmt.Fprintln(cmd.OutOrStdout(), say); err != nil || !wait {
+				return err
+			}
+			<-cmd.Context().Done()
+			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&wait, "wait", false, "do not end before a signal comes: for a DaemonSet, which starts anew what ends")
+	return cmd
 }
 
 func cleanup() (removed bool, err error) {
