@@ -55,10 +55,22 @@ func (s *Set) Image(name string) string { return s.images[name] }
 // ends leaves the cache as it was, but for the artifacts that were complete by
 // then. The caller may run it any number of times, also at once.
 func Build(ctx context.Context, o Options) (*Set, error) {
-	b, recipes, err := newBuilder(ctx, o)
+	b, err := newBuilder(ctx, o)
 	if err != nil {
 		return nil, err
 	}
+	recipes, err := catalog(b.tool.modules)
+	if err != nil {
+		return nil, err
+	}
+	if recipes, err = choose(recipes, o.Only); err != nil {
+		return nil, err
+	}
+	return b.run(ctx, recipes)
+}
+
+// run makes what the recipes say.
+func (b *builder) run(ctx context.Context, recipes []recipe) (*Set, error) {
 	set := &Set{binaries: map[string]string{}, images: map[string]string{}}
 	fresh := 0
 	for i, r := range recipes {
@@ -108,32 +120,23 @@ type builder struct {
 	current string
 }
 
-// newBuilder reads what there is to build.
-func newBuilder(ctx context.Context, o Options) (*builder, []recipe, error) {
+func newBuilder(ctx context.Context, o Options) (*builder, error) {
 	repo, err := filepath.Abs(o.Repo)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	cache, err := cacheDir(o.Cache)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	modules := filepath.Join(repo, "e2e", "artifacts", "modules")
-	recipes, err := catalog(modules)
+	tool, err := newGoTool(ctx, filepath.Join(repo, "e2e", "artifacts", "modules"))
 	if err != nil {
-		return nil, nil, err
-	}
-	if recipes, err = choose(recipes, o.Only); err != nil {
-		return nil, nil, err
-	}
-	tool, err := newGoTool(ctx, modules)
-	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}
-	return &builder{repo: repo, store: store{cache}, tool: tool, progress: o.Progress, start: time.Now()}, recipes, nil
+	return &builder{repo: repo, store: store{cache}, tool: tool, progress: o.Progress, start: time.Now()}, nil
 }
 
 // cacheDir makes the directory of the cache.

@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// grace is the time between asking a program to end and ending it.
+const grace = 3 * time.Second
+
 // tail is how many lines of a compiler's output an error shows.
 const tail = 25
 
@@ -36,7 +39,7 @@ func (c command) run(ctx context.Context) (stdout string, err error) {
 	// of ours reaches all of them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = grace
 	var out strings.Builder
 	cmd.Stdout = &out
 	r, w := io.Pipe()

@@ -76,10 +76,8 @@ func (s store) find(i id, files []string) (entry, bool) {
 // hold keeps an artifact from being removed, until the file is closed.
 func (s store) hold(i id, files []string) (entry, error) {
 	dir := filepath.Join(s.dir, i.String())
-	for _, name := range files {
-		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
-			return entry{}, err
-		}
+	if err := complete(dir, files); err != nil {
+		return entry{}, err
 	}
 	f, err := os.Open(dir)
 	if err != nil {
@@ -89,6 +87,16 @@ func (s store) hold(i id, files []string) (entry, error) {
 		return entry{}, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 	}
 	return entry{dir: dir, held: f}, nil
+}
+
+// complete fails if a file is missing in dir.
+func complete(dir string, files []string) error {
+	for _, name := range files {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // build lets run fill a directory and makes it the artifact if it did, and
@@ -105,21 +113,31 @@ func (s store) build(i id, files []string, run func(dir string) error) (entry, e
 	if err := run(temp); err != nil {
 		return entry{}, errors.Join(err, os.RemoveAll(temp))
 	}
-	dir := filepath.Join(s.dir, i.String())
-	// It can be there, if somebody took files out of it.
-	err = errors.Join(os.Chmod(temp, 0o755), os.RemoveAll(dir))
-	if err == nil {
-		err = os.Rename(temp, dir)
-	}
-	if err != nil {
+	if err := s.publish(i, files, temp); err != nil {
 		return entry{}, errors.Join(err, os.RemoveAll(temp))
 	}
 	e, err := s.hold(i, files)
 	if err != nil {
-		return entry{}, fmt.Errorf("what was built is not complete: %w", err)
+		return entry{}, err
 	}
 	e.fresh = true
 	return e, s.prune(i.name)
+}
+
+// publish makes a directory that was filled the artifact.
+func (s store) publish(i id, files []string, temp string) error {
+	if err := complete(temp, files); err != nil {
+		return fmt.Errorf("what was built is not complete: %w", err)
+	}
+	if err := os.Chmod(temp, 0o755); err != nil {
+		return err
+	}
+	dir := filepath.Join(s.dir, i.String())
+	// It can be there, if somebody took files out of it.
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.Rename(temp, dir)
 }
 
 // prune removes all but the newest of an artifact, and what is held.
