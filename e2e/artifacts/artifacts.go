@@ -2,7 +2,6 @@ package artifacts
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -76,6 +75,10 @@ func (b *builder) run(ctx context.Context, recipes []recipe) (*Set, error) {
 	for i, r := range recipes {
 		b.at(r, i+1, len(recipes))
 		entry, err := b.make(ctx, r)
+		if err != nil && ctx.Err() != nil {
+			// What a compiler says that was ended is no reason.
+			err = ctx.Err()
+		}
 		if err != nil {
 			set.release()
 			return nil, fmt.Errorf("build %s: %w", r.Name, err)
@@ -192,9 +195,6 @@ func (b *builder) make(ctx context.Context, r recipe) (entry, error) {
 	start := time.Now()
 	b.note("building")
 	e, err := b.store.build(id, r.files(), func(dir string) error { return b.build(ctx, r, dir) })
-	if cause := context.Cause(ctx); cause != nil && err != nil {
-		err = errors.Join(cause, err)
-	}
 	if err != nil {
 		return entry{}, err
 	}
@@ -204,6 +204,14 @@ func (b *builder) make(ctx context.Context, r recipe) (entry, error) {
 
 // build makes the artifact in dir.
 func (b *builder) build(ctx context.Context, r recipe, dir string) error {
+	if err := b.fill(ctx, r, dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(dir, temporary))
+}
+
+// fill makes the artifact in dir, among other things.
+func (b *builder) fill(ctx context.Context, r recipe, dir string) error {
 	bin := filepath.Join(dir, "bin")
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		return err

@@ -204,6 +204,7 @@ func slowGo(t *testing.T) (pids string) {
 	pids = filepath.Join(dir, "pids")
 	writeFile(t, filepath.Join(dir, "go"), `#!/bin/sh
 [ "$1" = build ] || exec `+goTool+` "$@"
+mkdir "$GOTMPDIR/work" || exit 1
 trap '' INT
 sleep 600 & echo "$$ $!" >`+pids+`.new && mv `+pids+`.new `+pids+`
 wait; wait

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,9 +30,16 @@ type command struct {
 	line func(string) bool
 }
 
+// temporary has the program keep its temporary files in dir, which is made. The
+// Go tool leaves them behind if it is interrupted: the caller removes them.
+func (c command) temporary(dir string) (command, error) {
+	c.env = append(slices.Clone(c.env), "TMPDIR="+dir, "GOTMPDIR="+dir)
+	return c, os.MkdirAll(dir, 0o755)
+}
+
 // run runs the program and returns what it wrote to standard output. If ctx
-// ends, so do the program and all that it started: first by an interrupt, so
-// that the Go tool removes its own temporary files.
+// ends, so do the program and all that it started: first by an interrupt, which
+// lets it clean up, and then for good.
 func (c command) run(ctx context.Context) (stdout string, err error) {
 	cmd := exec.CommandContext(ctx, c.argv[0], c.argv[1:]...)
 	cmd.Dir, cmd.Env = c.dir, append(os.Environ(), c.env...)

@@ -14,6 +14,10 @@ import (
 // linkFlags leave out what only debuggers read: a third of the size.
 const linkFlags = "-s -w"
 
+// temporary is the directory of an artifact, while it is built, for what
+// compilers leave behind.
+const temporary = "tmp"
+
 // goTool is the Go tool, as it is used for everything here.
 type goTool struct {
 	modules string // the directory of the nested modules
@@ -63,7 +67,10 @@ func (b *builder) compile(ctx context.Context, g goBuild, dir string) error {
 		return err
 	}
 	var n counts
-	cmd := b.tool.command(work, g.args(filepath.Join(dir, "bin"))...)
+	cmd, err := b.tool.command(work, g.args(filepath.Join(dir, "bin"))...).temporary(filepath.Join(dir, temporary))
+	if err != nil {
+		return err
+	}
 	cmd.env = append(cmd.env, env...)
 	cmd.line = func(line string) bool {
 		if packages[line] {

@@ -48,8 +48,12 @@ func (b *builder) ship(ctx context.Context, r recipe, dir string) error {
 		return err
 	}
 	out := filepath.Join(dir, "out")
-	run := b.tool.command(filepath.Join(b.repo, "deploy"), "run", "-buildvcs=false", "./cmd/image",
-		"--repo", b.repo, "--out", out, "--ref", r.Image.Reference, "--version", version, "--platform", platform)
+	run, err := b.tool.command(filepath.Join(b.repo, "deploy"), "run", "-buildvcs=false", "./cmd/image",
+		"--repo", b.repo, "--out", out, "--ref", r.Image.Reference, "--version", version, "--platform", platform,
+	).temporary(filepath.Join(dir, temporary))
+	if err != nil {
+		return err
+	}
 	err = b.during(func() string { return "deploy/cmd/image" }, func() error {
 		_, err := run.run(ctx)
 		return err

@@ -2,6 +2,8 @@ package artifacts
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -130,5 +132,28 @@ func main() {
 	writeFile(t, filepath.Join(y.repo, "LICENSE"), "as in freedom")
 	if y.build(t).Image("hello") == set.Image("hello") {
 		t.Error("another license, and the same image")
+	}
+}
+
+// TestTreeCancel ends the compilation of the working tree.
+func TestTreeCancel(t *testing.T) {
+	pids := slowGo(t)
+	y := newTree(t, "one")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	b := y.builder(t)
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.run(ctx, []recipe{y.recipe})
+		done <- err
+	}()
+	waitFor(t, pids)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want that of the context", err)
+	}
+	left, err := os.ReadDir(filepath.Join(y.repo, ".cache", "artifacts"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

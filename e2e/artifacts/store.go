@@ -55,7 +55,7 @@ func (s store) lock(ctx context.Context, name string, waiting func()) (unlock fu
 		waiting = func() {}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(context.Cause(ctx), f.Close())
+			return nil, errors.Join(ctx.Err(), f.Close())
 		case <-ticker.C:
 		}
 	}

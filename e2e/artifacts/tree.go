@@ -25,8 +25,14 @@ func (b *builder) compileTree(ctx context.Context, r recipe) error {
 		}
 		link += " -X " + r.Tree.Stamp + "=" + version
 	}
-	build := b.tool.command(filepath.Join(b.repo, r.Tree.Module),
-		"build", "-buildvcs=false", "-ldflags="+link, "-o", b.treeBinary(r), r.Tree.Package)
+	temp := b.treeBinary(r) + ".tmp"
+	defer func() { _ = os.RemoveAll(temp) }() // the next compilation would
+	build, err := b.tool.command(filepath.Join(b.repo, r.Tree.Module),
+		"build", "-buildvcs=false", "-ldflags="+link, "-o", b.treeBinary(r), r.Tree.Package,
+	).temporary(temp)
+	if err != nil {
+		return err
+	}
 	return b.during(func() string { return "compiling" }, func() error {
 		_, err := build.run(ctx)
 		return err
