@@ -6,7 +6,6 @@ import (
 	"net/url"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Cause sorts the reasons for which a source does not give objects of a kind by
@@ -28,6 +27,22 @@ const (
 	Undecodable
 )
 
+// String is a word for the cause.
+func (c Cause) String() string {
+	switch c {
+	case Unanswered:
+	case Forbidden:
+		return "forbidden"
+	case Unauthenticated:
+		return "unauthenticated"
+	case NotServed:
+		return "not served"
+	case Undecodable:
+		return "undecodable"
+	}
+	return "unanswered"
+}
+
 // Trouble says why a source does not give the objects of a kind, and what to do
 // about it.
 type Trouble struct {
@@ -43,27 +58,30 @@ func (t *Trouble) Error() string {
 	if v := kindInfo[t.Kind].apiVersion; v != "v1" {
 		what += " of " + v
 	}
+	// What client-go adds, the request or what it was for, says nothing new, and
+	// makes an outage look different for each kind.
+	said := t.Err.Error()
+	if status := apierrors.APIStatus(nil); errors.As(t.Err, &status) {
+		said = status.Status().Message
+	} else if request := (*url.Error)(nil); errors.As(t.Err, &request) {
+		said = request.Err.Error()
+	}
 	switch t.Cause {
 	case Forbidden:
-		return fmt.Sprintf("the API server does not let the agent list and watch %s: %v: "+
-			"give its account the verbs list and watch, as the ClusterRole of Selvage's manifests does", what, t.Err)
+		return fmt.Sprintf("the API server does not let the agent list and watch %s: %s: "+
+			"give its account the verbs list and watch, as the ClusterRole of Selvage's manifests does", what, said)
 	case Unauthenticated:
-		return fmt.Sprintf("the API server does not accept the agent's credentials, asked for %s: %v: "+
-			"see to it that the pod's service account exists and its token is mounted, or to the user in the kubeconfig", what, t.Err)
+		return fmt.Sprintf("the API server does not accept the agent's credentials, asked for %s: %s: "+
+			"see to it that the pod's service account exists and its token is mounted, or to the user in the kubeconfig", what, said)
 	case NotServed:
-		return fmt.Sprintf("this API server does not serve %s: %v: "+
-			"see that the address is that of a Kubernetes API server which has it (`kubectl api-resources`), and that --runtime-config does not turn it off", what, t.Err)
+		return fmt.Sprintf("this API server does not serve %s: %s: "+
+			"see that the address is that of a Kubernetes API server which has it (`kubectl api-resources`), and that --runtime-config does not turn it off", what, said)
 	case Undecodable:
-		return fmt.Sprintf("what the API server says of %s cannot be decoded: %v: "+
-			"see that nothing between the agent and the server changes its answers, and which version it is (`kubectl version`)", what, t.Err)
+		return fmt.Sprintf("what the API server says of %s cannot be decoded: %s: "+
+			"see that nothing between the agent and the server changes its answers, and which version it is (`kubectl version`)", what, said)
 	case Unanswered:
 	}
-	// The same for all kinds, so that it is said once.
-	err := t.Err
-	if u := (*url.Error)(nil); errors.As(err, &u) {
-		err = u.Err
-	}
-	return fmt.Sprintf("the source of objects does not answer: %v: see that the API server runs and that this node reaches it", err)
+	return fmt.Sprintf("the source of objects does not answer: %s: see that the API server runs and that this node reaches it", said)
 }
 
 // Unwrap returns Err.
@@ -75,11 +93,9 @@ type decodeError struct{ err error }
 func (e *decodeError) Error() string { return e.err.Error() }
 func (e *decodeError) Unwrap() error { return e.err }
 
-// watchDecoding is the cause that client-go gives an event of a watch that it
-// could not decode.
-const watchDecoding metav1.CauseType = "ClientWatchDecoding"
-
-// causeOf sorts an error of a list or a watch.
+// causeOf sorts an error of a list or a watch. That an event of a watch cannot be
+// decoded is what client-go says of a connection that breaks, too. If it really
+// cannot be, then neither can the list that comes next.
 func causeOf(err error) Cause {
 	switch {
 	case apierrors.IsForbidden(err):
@@ -88,8 +104,7 @@ func causeOf(err error) Cause {
 		return Unauthenticated
 	case apierrors.IsNotFound(err), apierrors.IsMethodNotSupported(err):
 		return NotServed
-	case errors.As(err, new(*decodeError)), apierrors.HasStatusCause(err, watchDecoding),
-		apierrors.IsNotAcceptable(err), apierrors.IsUnsupportedMediaType(err):
+	case errors.As(err, new(*decodeError)), apierrors.IsNotAcceptable(err), apierrors.IsUnsupportedMediaType(err):
 		return Undecodable
 	}
 	return Unanswered

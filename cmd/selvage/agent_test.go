@@ -68,8 +68,13 @@ const address = "127.0.0.1:9470"
 
 func startAgent(t *testing.T, manifests string) *running {
 	t.Helper()
+	return startAgentWith(t, "agent", "--node-name=worker", "--manifests="+manifests, "--log-level=debug")
+}
+
+func startAgentWith(t *testing.T, args ...string) *running {
+	t.Helper()
 	r := &running{log: new(bytes.Buffer), done: make(chan error, 1)}
-	r.cmd = selvage(os.Args[0], "agent", "--node-name=worker", "--manifests="+manifests, "--log-level=debug")
+	r.cmd = selvage(os.Args[0], args...)
 	r.cmd.Stderr = r.log
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -281,6 +286,12 @@ func TestAgent(t *testing.T) {
 	line := fails(t, selvage(os.Args[0], "agent", "--node-name=worker", "--manifests="+manifests, "--http-address="))
 	if want := fmt.Sprintf("an agent runs already on this node (process %d): there can be one only", first.cmd.Process.Pid); !strings.Contains(line, want) {
 		t.Errorf("second agent: %s, want %q", line, want)
+	}
+	// One of another DaemonSet has a process namespace of its own.
+	contained := selvage(os.Args[0], "agent", "--node-name=worker", "--manifests="+manifests, "--http-address=")
+	contained.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+	if line := fails(t, contained); !strings.Contains(line, "an agent runs already on this node (in another container): ") || !strings.Contains(line, "kubectl get pods -A") {
+		t.Errorf("second agent in a container: %s", line)
 	}
 	if line := fails(t, selvage(os.Args[0], "cleanup")); !strings.Contains(line, "runs already") {
 		t.Errorf("cleanup beside an agent: %s", line)

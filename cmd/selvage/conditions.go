@@ -41,9 +41,9 @@ func reasons() []reason {
 // that somebody should put right.
 type condition struct {
 	reason reason
-	// key tells conditions of one topic apart. One whose message changes stays
-	// the same condition as long as it keeps its key.
-	key string
+	// about is what it is about, in a word or two. It tells conditions of one
+	// topic apart: one whose message changes stays the same condition.
+	about string
 	// message is one line: what is wrong, what follows from it, what to do.
 	message string
 	// notReady ends readiness for as long as the condition holds.
@@ -86,30 +86,30 @@ func newConditions(log *slog.Logger, m *metrics.Metrics) *conditions {
 
 // set says which conditions of a topic hold now. Those of before that are not
 // among them are over.
-func (c *conditions) set(about topic, now ...condition) {
+func (c *conditions) set(t topic, now ...condition) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	before := c.held[about]
-	c.held[about] = make(map[string]*held, len(now))
+	before := c.held[t]
+	c.held[t] = make(map[string]*held, len(now))
 	for _, n := range now {
-		h := before[n.key]
+		h := before[n.about]
 		if h == nil {
 			h = &held{}
 		}
 		h.condition = n
-		c.held[about][n.key] = h
-		delete(before, n.key)
+		c.held[t][n.about] = h
+		delete(before, n.about)
 		switch {
 		case h.said || h.timer != nil:
 		case n.lasting == 0:
 			c.say(h)
 		default:
-			h.timer = time.AfterFunc(n.lasting, func() { c.sayLater(about, h) })
+			h.timer = time.AfterFunc(n.lasting, func() { c.sayLater(t, h) })
 		}
 	}
 	for _, h := range before {
 		if h.said {
-			c.log.Info("condition is over", "reason", h.reason, "message", h.message)
+			c.log.Info("condition is over", "reason", h.reason, "about", h.about)
 		} else {
 			h.timer.Stop()
 		}
@@ -118,10 +118,10 @@ func (c *conditions) set(about topic, now ...condition) {
 }
 
 // sayLater says a condition that has lasted, unless it is over.
-func (c *conditions) sayLater(about topic, h *held) {
+func (c *conditions) sayLater(t topic, h *held) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held[about][h.key] == h {
+	if c.held[t][h.about] == h {
 		c.say(h)
 		c.count()
 	}
@@ -130,7 +130,7 @@ func (c *conditions) sayLater(about topic, h *held) {
 // say tells of a condition that appears. mu is held.
 func (c *conditions) say(h *held) {
 	h.said = true
-	c.log.Warn("condition has appeared", "reason", h.reason, "message", h.message)
+	c.log.Warn("condition has appeared", "reason", h.reason, "about", h.about, "message", h.message)
 	if c.event != nil {
 		c.event(h.condition)
 	}
@@ -164,7 +164,7 @@ func (c *conditions) unready() error {
 		}
 	}
 	slices.SortFunc(found, func(a, b condition) int {
-		return cmp.Or(cmp.Compare(a.reason, b.reason), cmp.Compare(a.key, b.key))
+		return cmp.Or(cmp.Compare(a.reason, b.reason), cmp.Compare(a.about, b.about))
 	})
 	var errs []error
 	for _, f := range found {

@@ -122,7 +122,7 @@ func (a *agent) checkEngines(s sight) error {
 		}
 		found[e.name] = true
 		now = append(now, condition{
-			reason: reasonOtherEngine, key: e.name,
+			reason: reasonOtherEngine, about: e.name,
 			message: fmt.Sprintf("another policy engine, %s, has rules on this node, recognised by %s: a connection passes only if both allow it: "+
 				"remove %s and what it has left behind, as docs/migrate.md says, or remove Selvage", e.name, sign, e.name),
 		})

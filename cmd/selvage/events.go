@@ -100,12 +100,17 @@ func (r *recorder) send(n notice) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), eventTimeout)
 		defer cancel()
-		err := r.make(ctx, n)
-		if before := r.failing.Swap(err != nil); err != nil && !before {
-			r.log.Warn("cannot make Events; give the agent's account the verb create on events.events.k8s.io, as the ClusterRole of Selvage's manifests does",
-				"kind", n.about.Kind, "namespace", n.about.Namespace, "name", n.about.Name, "err", err)
-		}
+		r.deliver(ctx, n)
 	}()
+}
+
+// deliver makes an Event, and says so if that cannot be done any more.
+func (r *recorder) deliver(ctx context.Context, n notice) {
+	err := r.make(ctx, n)
+	if before := r.failing.Swap(err != nil); err != nil && !before {
+		r.log.Warn("cannot make Events; give the agent's account the verb create on events.events.k8s.io, as the ClusterRole of Selvage's manifests does",
+			"kind", n.about.Kind, "namespace", n.about.Namespace, "name", n.about.Name, "err", err)
+	}
 }
 
 // make makes an Event.

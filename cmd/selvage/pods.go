@@ -18,15 +18,15 @@ func (a *agent) checkPodCIDRs() {
 	case !a.local.here: // readiness tells
 	case len(a.local.cidrs) == 0:
 		now = append(now, condition{
-			reason: reasonNoPodCIDR,
-			message: "the Node object of this node has no podCIDRs: policy is in force for all pods that the agent knows, but a pod that it does not know yet is open until then, " +
+			reason: reasonNoPodCIDR, about: a.local.node,
+			message: "the Node object of this node has no podCIDRs: policy is in force for the pods that the agent knows, but a pod that it does not know yet is open until then, " +
 				"and the pods' bridge is found only by pods that run: if the base CNI takes its addresses from there, as flannel does, " +
 				"run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr; if it has an IPAM of its own, nothing is to be done",
 		})
 	case outside > 0:
 		now = append(now, condition{
-			reason: reasonOutsidePodCIDR,
-			message: fmt.Sprintf("%s of this node, for example %s, have addresses outside of its podCIDRs %v: policy is in force for them, but such a pod is open until the agent knows it: "+
+			reason: reasonOutsidePodCIDR, about: a.local.node,
+			message: fmt.Sprintf("%s of this node, for example %s, have addresses outside of its podCIDRs %v: such a pod is open until the agent knows it: "+
 				"have the base CNI take its addresses from the podCIDRs, if it has no reason to have an IPAM of its own", count(outside), example, a.local.cidrs),
 		})
 	}
@@ -38,7 +38,6 @@ func (a *agent) observeUnseen(unseen []link.Unseen) {
 	a.syncing.Lock()
 	names := a.local.names(unseen)
 	a.syncing.Unlock()
-	type device struct{ name, kind string }
 	pods := make(map[device][]podKey)
 	all := make(map[podKey]bool)
 	for _, u := range unseen {
@@ -56,10 +55,10 @@ func (a *agent) observeUnseen(unseen []link.Unseen) {
 	for d, of := range pods {
 		by := "this node has no route to them"
 		if d.name != "" {
-			by = fmt.Sprintf("this node reaches them by %s (%s), which is neither a bridge of its own nor a device of that pod alone", d.name, cmp.Or(d.kind, "a physical interface"))
+			by = fmt.Sprintf("this node reaches them by %s, which is neither a bridge of its own nor a device of that pod alone", d)
 		}
 		now = append(now, condition{
-			reason: reasonNotEnforced, key: d.name + " " + d.kind, notReady: true,
+			reason: reasonNotEnforced, about: d.String(), notReady: true,
 			message: fmt.Sprintf("no policy is enforced for %s of this node, for example %s: %s, so that their packets do not pass its hooks: "+
 				"attach them by a bridge or by routed veth devices, as flannel, bridge and ptp do, or run Selvage only on nodes whose pods are",
 				count(len(of)), slices.MinFunc(of, podKey.compare), by),
@@ -67,6 +66,16 @@ func (a *agent) observeUnseen(unseen []link.Unseen) {
 	}
 	a.metrics.SetUnenforceablePods(len(all))
 	a.conditions.set("attachments", now...)
+}
+
+// device is what a pod is reached by.
+type device struct{ name, kind string }
+
+func (d device) String() string {
+	if d.name == "" {
+		return "no interface"
+	}
+	return d.name + " (" + cmp.Or(d.kind, "a physical interface") + ")"
 }
 
 func count(pods int) string {

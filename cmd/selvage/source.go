@@ -50,15 +50,15 @@ func (s *source) trouble(kind informer.Kind, t *informer.Trouble) {
 		s.heard = true
 		close(s.answered)
 	}
-	about := topic("objects/" + kind.String())
+	objects := topic("objects of " + kind.String())
 	if t == nil {
-		s.conditions.set(about)
+		s.conditions.set(objects)
 		return
 	}
 	// It is ready() that tells of it before the first sync; afterwards what is
 	// known stays in force, and a restart would help nobody.
-	s.conditions.set(about, condition{
-		reason: reasonRefused, key: fmt.Sprint(kind, t.Cause), lasting: refusalLasts,
+	s.conditions.set(objects, condition{
+		reason: reasonRefused, about: kind.String() + " " + t.Cause.String(), lasting: refusalLasts,
 		message: t.Error() + "; what is in force stays in force",
 	})
 }
@@ -102,7 +102,7 @@ func (s *source) askVersion(ctx context.Context, api *rest.Config, log *slog.Log
 	log.Info("the API server answers", "version", version, "address", api.Host)
 	if missing := informer.Missing(version); missing != "" {
 		s.conditions.set("version", condition{
-			reason: reasonOldServer, key: version,
+			reason: reasonOldServer, about: version,
 			message: fmt.Sprintf("the API server has version %s, and is too old for this: %s; policy is enforced as far as the server keeps it: upgrade it to 1.22 or later", version, missing),
 		})
 	}
