@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // KubernetesVersion is the version of the cluster, and of the suite.
@@ -32,8 +34,8 @@ type Options struct {
 type Set struct {
 	binaries, images map[string]string
 	cni              string
-	// held are the directories of the cache, open and locked.
-	held []*os.File
+	// held are the file descriptors that keep it in the cache.
+	held []int
 }
 
 // Binary returns the absolute path of a program: kube-apiserver,
@@ -94,8 +96,8 @@ func (b *builder) run(ctx context.Context, recipes []recipe) (*Set, error) {
 
 // release lets go of what is held in the cache.
 func (s *Set) release() {
-	for _, f := range s.held {
-		_ = f.Close() // it was only read
+	for _, fd := range s.held {
+		_ = unix.Close(fd) // it was only read
 	}
 }
 

@@ -299,7 +299,7 @@ func TestPrune(t *testing.T) {
 		sets = append(sets, y.build(t))
 		// Modification times must differ by more than the clock's ticks.
 		old := time.Now().Add(time.Duration(i-10) * time.Hour)
-		if err := os.Chtimes(sets[i].held[0].Name(), old, old); err != nil {
+		if err := os.Chtimes(filepath.Dir(filepath.Dir(sets[i].Binary("hello"))), old, old); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -26,7 +26,7 @@ type goTool struct {
 
 func newGoTool(ctx context.Context, modules string) (goTool, error) {
 	t := goTool{modules: modules}
-	out, err := t.command(modules, "env", "GOVERSION").run(ctx)
+	out, err := t.command("", "env", "GOVERSION").run(ctx)
 	if err != nil {
 		return t, fmt.Errorf("the Go tool: %w", err)
 	}

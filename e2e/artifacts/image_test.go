@@ -75,6 +75,10 @@ func TestTree(t *testing.T) {
 	if again := y.build(t).Image("hello"); again != first {
 		t.Errorf("without an edit: %s, before %s", again, first)
 	}
+	writeFile(t, filepath.Join(y.repo, "deploy", "image", "image_test.go"), "package image\n")
+	if again := y.build(t).Image("hello"); again != first {
+		t.Errorf("with another test of the code that makes images: %s, before %s", again, first)
+	}
 	y.edit(t, "two")
 	second := y.build(t).Image("hello")
 	if got := output(t, program(t, second, "selvage.test/hello:v1")); got != "two" {

@@ -25,12 +25,12 @@ func (b *builder) key(ctx context.Context, r recipe) (string, error) {
 	}
 	fmt.Fprintln(h, b.tool.version, runtime.GOARCH, linkFlags, string(recipe))
 	for _, file := range r.inputs() {
-		if err := hashFiles(h, filepath.Join(b.tool.modules, file)); err != nil {
+		if err := hashFiles(h, filepath.Join(b.tool.modules, file), true); err != nil {
 			return "", err
 		}
 	}
 	if r.Image != nil {
-		if err := hashFiles(h, filepath.Join(b.repo, "deploy", "image", "*.go")); err != nil {
+		if err := hashFiles(h, filepath.Join(b.repo, "deploy", "image", "*.go"), false); err != nil {
 			return "", err
 		}
 	}
@@ -80,18 +80,22 @@ func (b *builder) hashTree(ctx context.Context, r recipe, h hash.Hash) error {
 	}
 	// The image carries the version, too; the program has it in it.
 	for _, pattern := range []string{"deploy/cmd/image/*.go", "deploy/go.sum", "LICENSE"} {
-		if err := hashFiles(h, filepath.Join(b.repo, pattern)); err != nil {
+		if err := hashFiles(h, filepath.Join(b.repo, pattern), false); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// hashFiles hashes the files of a pattern.
-func hashFiles(h hash.Hash, pattern string) error {
+// hashFiles hashes the files of a pattern. Tests count only where a test is
+// what is built.
+func hashFiles(h hash.Hash, pattern string, tests bool) error {
 	files, err := filepath.Glob(pattern)
 	if err != nil {
 		return err
+	}
+	if !tests {
+		files = slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
 	}
 	if len(files) == 0 {
 		return fmt.Errorf("there is no %s", pattern)

@@ -49,7 +49,7 @@ func catalog(modules string) ([]recipe, error) {
 	} {
 		version, err := required(filepath.Join(modules, r[0], "go.mod"), r[1])
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("read what there is to build (wrong root of the repository?): %w", err)
 		}
 		v[r[1]] = version
 	}

@@ -28,8 +28,10 @@ func (i id) String() string { return i.name + "-" + i.version + "-" + i.key }
 
 // entry is an artifact in the store.
 type entry struct {
-	dir   string
-	held  *os.File
+	dir string
+	// held is the file descriptor of dir with a lock on it. It is no os.File:
+	// that would be closed when nobody refers to it any more.
+	held  int
 	fresh bool
 }
 
@@ -73,20 +75,20 @@ func (s store) find(i id, files []string) (entry, bool) {
 	return e, true
 }
 
-// hold keeps an artifact from being removed, until the file is closed.
+// hold keeps an artifact from being removed, until the entry is released.
 func (s store) hold(i id, files []string) (entry, error) {
 	dir := filepath.Join(s.dir, i.String())
 	if err := complete(dir, files); err != nil {
 		return entry{}, err
 	}
-	f, err := os.Open(dir)
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return entry{}, err
+		return entry{}, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		return entry{}, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	if err := unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return entry{}, errors.Join(fmt.Errorf("lock %s: %w", dir, err), unix.Close(fd))
 	}
-	return entry{dir: dir, held: f}, nil
+	return entry{dir: dir, held: fd}, nil
 }
 
 // complete fails if a file is missing in dir.
