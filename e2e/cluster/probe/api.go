@@ -126,6 +126,8 @@ type LookupResult struct {
 	// LostA and LostAAAA count questions without an answer.
 	LostA    int `json:"lostA"`
 	LostAAAA int `json:"lostAAAA"`
+	// Addresses are the IPv4 addresses of the last answer to a question for A.
+	Addresses []string `json:"addresses,omitempty"`
 	// Errors counts sockets that failed, by what the system said.
 	Errors map[string]int `json:"errors,omitempty"`
 	// P50 and P99 are how long both answers took.

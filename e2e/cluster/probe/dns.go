@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -15,9 +16,10 @@ import (
 
 // lookup is what one socket saw.
 type lookup struct {
-	a, aaaa bool
-	took    time.Duration
-	err     error
+	a, aaaa   bool
+	addresses []string
+	took      time.Duration
+	err       error
 }
 
 // Run does all lookups.
@@ -53,6 +55,8 @@ func summarize(seen []lookup) LookupResult {
 		}
 		if !s.a {
 			r.LostA++
+		} else {
+			r.Addresses = s.addresses
 		}
 		if !s.aaaa {
 			r.LostAAAA++
@@ -129,16 +133,29 @@ func receive(c net.Conn, first uint16, began time.Time) lookup {
 			}
 			return seen
 		}
-		var p dnsmessage.Parser
-		h, err := p.Start(buf[:n])
-		if err != nil {
+		var m dnsmessage.Message
+		if m.Unpack(buf[:n]) != nil || m.RCode != dnsmessage.RCodeSuccess {
 			continue
 		}
-		seen.a = seen.a || h.ID == first && h.RCode == dnsmessage.RCodeSuccess
-		seen.aaaa = seen.aaaa || h.ID == first+1 && h.RCode == dnsmessage.RCodeSuccess
+		switch m.ID {
+		case first:
+			seen.a, seen.addresses = true, addresses(m)
+		case first + 1:
+			seen.aaaa = true
+		}
 	}
 	seen.took = time.Since(began)
 	return seen
+}
+
+func addresses(m dnsmessage.Message) []string {
+	var all []string
+	for _, r := range m.Answers {
+		if a, ok := r.Body.(*dnsmessage.AResource); ok {
+			all = append(all, netip.AddrFrom4(a.A).String())
+		}
+	}
+	return all
 }
 
 func question(id uint16, name string, kind dnsmessage.Type) ([]byte, error) {

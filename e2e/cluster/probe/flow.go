@@ -159,7 +159,7 @@ func (r *running) onMany(ctx context.Context) {
 func (r *running) request(n uint64) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.Timeout)
 	defer cancel()
-	c, err := r.dial(ctx, r.Kind.network(), r.To)
+	c, err := r.dial(ctx, r.Kind.Network(), r.To)
 	if err != nil {
 		r.failed(err)
 		return
@@ -232,7 +232,7 @@ func (r *running) release() {
 func (r *running) open(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
-	c, err := r.dial(ctx, r.Kind.network(), r.To)
+	c, err := r.dial(ctx, r.Kind.Network(), r.To)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func (t Try) run(ctx context.Context, dial DialFunc) Result {
 }
 
 func (t Try) send(ctx context.Context, dial DialFunc) (by, source string, err error) {
-	c, err := dial(ctx, t.Kind.network(), t.To)
+	c, err := dial(ctx, t.Kind.Network(), t.To)
 	if err != nil {
 		return "", "", err
 	}
@@ -78,7 +78,8 @@ func exchange(ctx context.Context, c net.Conn, line string) (by, source string, 
 	return by, source, nil
 }
 
-func (k Kind) network() string {
+// Network is what the kind is called in package net: tcp or udp.
+func (k Kind) Network() string {
 	if k == UDP || k == NewUDP {
 		return "udp"
 	}

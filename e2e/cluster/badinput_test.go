@@ -1,0 +1,3 @@
+package cluster
+
+func (e *env) describeBadInput() {}
