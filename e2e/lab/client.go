@@ -189,8 +189,9 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("no cluster is up in %s: %w", c.paths, err)
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return fmt.Errorf("no cluster is up in %s: %w", c.paths, op.Err)
 		}
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
@@ -234,8 +235,7 @@ const containerdSocket = "/run/containerd/containerd.sock"
 
 // importArgs is the command that reads a docker-archive from standard input.
 func importArgs() []string {
-	// Without --local, containerd would want to open the archive itself.
-	return []string{"ctr", "images", "import", "--local", "-"}
+	return []string{"ctr", "images", "import", "-"}
 }
 
 // importImage runs a command made of importArgs on an archive.

@@ -7,10 +7,10 @@
 // On n1 run etcd and the control plane, too, so the API server has a node of
 // its own with pods on it.
 //
-//	 fabric   br0 172.31.77.1/24
-//	            |      |      |
-//	          eth0   eth0   eth0     172.31.77.11, .12, .13
-//	           n1     n2     n3      pods 10.244.0.0/16, Services 10.96.0.0/16
+//	fabric   br0 172.31.77.1/24
+//	           |      |      |
+//	         eth0   eth0   eth0     172.31.77.11, .12, .13
+//	          n1     n2     n3      pods 10.244.0.0/16, Services 10.96.0.0/16
 //
 // Nothing of it is in the host's network namespace, mount table or sysctls.
 // Everything hangs on one process, the supervisor: when it ends, however, the

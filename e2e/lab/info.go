@@ -23,6 +23,8 @@ const Fabric = "fabric"
 
 // Info says what is up.
 type Info struct {
+	// Ready is true once the cluster was up: all nodes Ready, DNS available.
+	Ready bool `json:"ready"`
 	// Kubeconfig is the path of a kubeconfig of a cluster-admin. Its server can
 	// be reached from the machines' network namespaces only.
 	Kubeconfig string `json:"kubeconfig"`
