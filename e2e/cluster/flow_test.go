@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -25,13 +26,17 @@ func (f *flow) String() string {
 // anyKind are the kinds of flows: connections that live for long, and new ones.
 func anyKind() []probe.Kind { return []probe.Kind{probe.TCP, probe.UDP, probe.NewTCP, probe.NewUDP} }
 
+// lossTimeout is how long a request may wait for its answer: nothing that TCP
+// sends again after a loss, or a machine under load delays, takes longer.
+const lossTimeout = 3 * time.Second
+
 // flows begins a flow of each kind, to the port of a target.
 func flows(ctx context.Context, from *pod, to target, interval time.Duration, kinds ...probe.Kind) []*flow {
 	GinkgoHelper()
 	var all []*flow
 	for _, kind := range kinds {
 		f := &flow{
-			Flow: probe.Flow{Token: newToken("flow"), Kind: kind, To: to.to, Interval: interval, Timeout: 3 * time.Second},
+			Flow: probe.Flow{Token: newToken("flow"), Kind: kind, To: to.to, Interval: interval, Timeout: lossTimeout},
 			from: from, to: to.over(kind),
 		}
 		Expect(from.probe.Start(ctx, f.Flow)).To(Succeed())
@@ -48,12 +53,20 @@ func (f *flow) progress(ctx context.Context) probe.Progress {
 	return p
 }
 
-// stop ends the flow and tells what came of it.
-func (f *flow) stop(ctx context.Context) probe.Progress {
+// stop ends flows, all at once, and tells what came of them. Their last requests
+// may take their time.
+func stop(ctx context.Context, all []*flow) []probe.Progress {
 	GinkgoHelper()
-	p, err := f.from.probe.Stop(ctx, f.Token)
-	Expect(err).NotTo(HaveOccurred())
-	return p
+	came, errs := make([]probe.Progress, len(all)), make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, f := range all {
+		wg.Go(func() { came[i], errs[i] = f.from.probe.Stop(ctx, f.Token) })
+	}
+	wg.Wait()
+	for i, err := range errs {
+		Expect(err).NotTo(HaveOccurred(), all[i].String())
+	}
+	return came
 }
 
 // answering waits until each flow has been answered since now.
@@ -81,8 +94,8 @@ func silent(ctx context.Context, window time.Duration, all []*flow) {
 // connections that did not end.
 func lossless(ctx context.Context, all []*flow) {
 	GinkgoHelper()
-	for _, f := range all {
-		p := f.stop(ctx)
+	for i, p := range stop(ctx, all) {
+		f := all[i]
 		Expect(p.Answered).To(BeNumerically(">", 0), f.String())
 		Expect(p.Lost).To(BeZero(), fmt.Sprintf("lost of %s: %+v", f, p))
 		Expect(p.Ended).To(BeEmpty(), f.String())
@@ -95,8 +108,8 @@ func lossless(ctx context.Context, all []*flow) {
 // answered. How many were sent, and for how long, goes into the report.
 func never(ctx context.Context, all []*flow) {
 	GinkgoHelper()
-	for _, f := range all {
-		p := f.stop(ctx)
+	for i, p := range stop(ctx, all) {
+		f := all[i]
 		Expect(p.Sent).To(BeNumerically(">", 0), f.String())
 		Expect(p.Answered+p.Late).To(BeZero(), f.String())
 		arrived, err := arrivals(ctx, f.to.at)

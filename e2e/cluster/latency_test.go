@@ -37,7 +37,7 @@ func (e *env) describeLatency() {
 func (s *stage) openAndClose(ctx context.Context, client, server *pod) (opened, closed time.Duration) {
 	GinkgoHelper()
 	f := &flow{
-		Flow: probe.Flow{Token: newToken("latency"), Kind: probe.UDP, To: udp(server, 80).to, Interval: time.Millisecond},
+		Flow: probe.Flow{Token: newToken("latency"), Kind: probe.UDP, To: udp(server, 80).to, Interval: time.Millisecond, Timeout: 100 * time.Millisecond},
 		from: client, to: udp(server, 80),
 	}
 	Expect(client.probe.Start(ctx, f.Flow)).To(Succeed())
@@ -48,6 +48,6 @@ func (s *stage) openAndClose(ctx context.Context, client, server *pod) (opened, 
 	began = time.Now()
 	s.policy(ctx, "server", isolates(ingress))
 	silent(ctx, 150*time.Millisecond, []*flow{f})
-	closed = f.stop(ctx).LastAnswer.Sub(began)
+	closed = stop(ctx, []*flow{f})[0].LastAnswer.Sub(began)
 	return opened, max(closed, 0)
 }

@@ -19,9 +19,9 @@ func (e *env) describeTermination() {
 	Describe("a pod that is being deleted", func() {
 		It("keeps its policies and stays a peer until it ends", func(ctx SpecContext) {
 			s := e.stage(ctx, "ending")
-			slowly := []option{gracefully(60), flags("--linger", "6s"), labelled("app", "web")}
+			slowly := []option{gracefully(60), flags("--linger", "9s"), labelled("app", "web")}
 			server := s.pod("server", n2, slowly...)
-			friend := s.pod("friend", n3, gracefully(60), flags("--linger", "6s"))
+			friend := s.pod("friend", n3, gracefully(60), flags("--linger", "9s"))
 			keeper := s.pod("keeper", n1)
 			s.start(ctx, server, friend, keeper)
 			svc := s.service(ctx, "web")
@@ -45,12 +45,12 @@ func (e *env) describeTermination() {
 			for _, p := range []*pod{server, friend} {
 				Expect(s.getPod(ctx, p.Name).DeletionTimestamp).NotTo(BeNil())
 			}
-			By("both are told to end, and go on for 6 s")
+			By("both are told to end, and go on for 9 s")
 			for began := time.Now(); time.Since(began) < 3*time.Second; {
 				still(ctx, claims...)
 			}
-			never(ctx, bad)
 			lossless(ctx, good)
+			never(ctx, bad)
 			for _, p := range []*pod{server, friend} {
 				Expect(s.getPod(ctx, p.Name).DeletionTimestamp).NotTo(BeNil(), "that %s still ends is what this was about", p)
 			}
