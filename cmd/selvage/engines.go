@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/selvage-net/selvage/informer/link"
 	"github.com/selvage-net/selvage/policy/nft"
+	"github.com/selvage-net/selvage/policy/xtables"
 )
 
 // engine is another implementation of policy, and what gives it away on a node.
@@ -17,7 +19,7 @@ type engine struct {
 	name string
 	// tables are nftables tables, as family and name.
 	tables []nft.Place
-	// chain is the one by which it enters the chain FORWARD of iptables.
+	// chain is the one that the chain FORWARD of iptables jumps to for it.
 	chain string
 	// link is a network interface.
 	link string
@@ -56,14 +58,20 @@ type sight struct {
 	// there is an interface.
 	place func(nft.Place) (bool, error)
 	link  func(name string) (bool, error)
+	// chains are those of a table of iptables-legacy.
+	chains func(table string) ([]string, error)
 }
 
-// sign returns by what an engine is recognised, or "" if it is not there.
-func (s sight) sign(e engine) (string, error) {
+// sign returns by what an engine is recognised, or "" if it is not there. legacy
+// are the chains of iptables-legacy.
+func (s sight) sign(e engine, legacy []string) (string, error) {
 	for _, place := range e.places() {
 		if ok, err := s.place(place); ok || err != nil {
 			return place.String(), err
 		}
+	}
+	if slices.Contains(legacy, e.chain) {
+		return "chain " + e.chain + " of iptables-legacy", nil
 	}
 	if e.link == "" {
 		return "", nil
@@ -105,15 +113,19 @@ func (a *agent) lookForEngines() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	return a.checkEngines(sight{place: conn.Present, link: link.Exists})
+	return a.checkEngines(sight{place: conn.Present, link: link.Exists, chains: xtables.Chains})
 }
 
 // checkEngines tells of the engines that are in sight.
 func (a *agent) checkEngines(s sight) error {
+	legacy, err := s.chains("filter")
+	if err != nil {
+		return err
+	}
 	var now []condition
 	found := make(map[string]bool)
 	for _, e := range engines() {
-		sign, err := s.sign(e)
+		sign, err := s.sign(e, legacy)
 		if err != nil {
 			return err
 		}

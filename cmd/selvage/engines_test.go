@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/selvage-net/selvage/informer/link"
 	"github.com/selvage-net/selvage/informer/link/isolate"
 	"github.com/selvage-net/selvage/policy/nft"
 )
@@ -60,19 +59,36 @@ func TestEngines(t *testing.T) {
 	}
 }
 
-// TestEnginesUnknown keeps what is known if it cannot be looked.
-func TestEnginesUnknown(t *testing.T) {
+// TestEnginesOfOld finds the chains of iptables-legacy, and keeps what is known
+// if it cannot be looked.
+func TestEnginesOfOld(t *testing.T) {
 	a, _, _ := newTestAgent()
-	there := func(nft.Place) (bool, error) { return true, nil }
-	if err := a.checkEngines(sight{place: there, link: link.Exists}); err != nil {
-		t.Fatal(err)
-	}
-	before := messages(a)
 	no := errors.New("no luck")
-	if err := a.checkEngines(sight{place: func(nft.Place) (bool, error) { return false, no }}); !errors.Is(err, no) {
-		t.Errorf("%v, want %v", err, no)
+	nothing := sight{
+		place:  func(nft.Place) (bool, error) { return false, nil },
+		link:   func(string) (bool, error) { return false, nil },
+		chains: func(string) ([]string, error) { return nil, nil },
 	}
-	if got := messages(a); got == "" || len(got) != len(before) {
-		t.Errorf("%q, was %q", got, before)
+	legacy, blind, deaf := nothing, nothing, nothing
+	legacy.chains = func(string) ([]string, error) { return []string{"DOCKER-USER", "KUBE-ROUTER-FORWARD"}, nil }
+	blind.place = func(nft.Place) (bool, error) { return false, no }
+	deaf.chains = func(string) ([]string, error) { return nil, no }
+	for i, step := range []struct {
+		s    sight
+		err  error
+		want string
+	}{
+		{nothing, nil, ""},
+		{legacy, nil, "another policy engine, kube-router, has rules on this node, recognised by chain KUBE-ROUTER-FORWARD of iptables-legacy"},
+		{blind, no, "kube-router"},
+		{deaf, no, "kube-router"},
+		{nothing, nil, ""},
+	} {
+		if err := a.checkEngines(step.s); !errors.Is(err, step.err) {
+			t.Errorf("step %d: %v, want %v", i, err, step.err)
+		}
+		if got := messages(a); (got == "") != (step.want == "") || !strings.Contains(got, step.want) || strings.Contains(got, "\n") {
+			t.Errorf("step %d: %q, want %q", i, got, step.want)
+		}
 	}
 }
