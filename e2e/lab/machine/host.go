@@ -44,7 +44,7 @@ func NewHost(c Config) (*Host, error) {
 	}
 	h := &Host{config: c, hierarchies: hs, work: make(chan func()), ended: make(chan struct{})}
 	ready := make(chan error)
-	go h.serve(ready)
+	go OnThread(func() { h.serve(ready) })
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("a mount namespace for the disks: %w", err)
 	}
@@ -53,21 +53,6 @@ func NewHost(c Config) (*Host, error) {
 
 // serve is the thread's life.
 func (h *Host) serve(ready chan<- error) {
-	// The thread ends with the goroutine, as it is never unlocked, and with its
-	// last thread a mount namespace and what is mounted there.
-	runtime.LockOSThread()
-	if unix.Gettid() == os.Getpid() {
-		// The first thread cannot end before the program does: keep it busy
-		// while another one is found.
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			h.serve(ready)
-		}()
-		<-done
-		runtime.UnlockOSThread()
-		return
-	}
 	defer close(h.ended)
 	if err := h.mountDisks(); err != nil {
 		ready <- err
@@ -77,6 +62,25 @@ func (h *Host) serve(ready chan<- error) {
 	for f := range h.work {
 		f()
 	}
+}
+
+// OnThread runs f on a thread that ends with it, and with it the namespaces that
+// f gave the thread and nobody else is in.
+func OnThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		// A thread that is never unlocked ends with its goroutine.
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// But not the first one: keep it busy while another is found.
+			OnThread(f)
+			runtime.UnlockOSThread()
+		} else {
+			f()
+		}
+		close(done)
+	}()
+	<-done
 }
 
 // mountDisks gives the calling thread a mount namespace with the disks.

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 )
@@ -217,4 +219,31 @@ func (m *Machine) Close() error {
 		<-m.gone
 	}
 	return m.cgroups.remove()
+}
+
+// HostPID returns the PID that this program sees of a process that the machine's
+// init started and sees as pid; 0 if it is not there.
+func (m *Machine) HostPID(pid int) int {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", m.PID()))
+	if err != nil {
+		return 0
+	}
+	for _, list := range lists {
+		children, err := os.ReadFile(list)
+		if err != nil {
+			continue // the thread ended
+		}
+		for child := range strings.FieldsSeq(string(children)) {
+			// NSpid: 4711 42, from the outer namespace to the inner.
+			status, err := os.ReadFile("/proc/" + child + "/status")
+			_, after, ok := strings.Cut(string(status), "\nNSpid:")
+			line, _, _ := strings.Cut(after, "\n")
+			pids := strings.Fields(line)
+			if err == nil && ok && len(pids) > 0 && pids[len(pids)-1] == strconv.Itoa(pid) {
+				n, _ := strconv.Atoi(child) // the kernel's own words
+				return n
+			}
+		}
+	}
+	return 0
 }
