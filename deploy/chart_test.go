@@ -142,9 +142,7 @@ func TestHTTPAddress(t *testing.T) {
 
 // TestFlags compares the arguments with what the program itself says it takes.
 func TestFlags(t *testing.T) {
-	cmd := exec.Command("go", "run", "./cmd/selvage", "agent", "--help")
-	cmd.Dir, cmd.Env = "..", append(os.Environ(), "GOWORK=off")
-	help, err := cmd.Output()
+	help, err := exec.Command(buildProgram(t), "agent", "--help").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
