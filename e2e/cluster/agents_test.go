@@ -16,6 +16,8 @@ const (
 	agentNamespace = "selvage-system"
 	agentName      = "selvage"
 	agentSelector  = "app.kubernetes.io/name=selvage"
+	// otherEngine is the table of a policy engine that is known by it.
+	otherEngine = "kube-network-policies"
 )
 
 func (e *env) describeAgents() {
@@ -29,13 +31,19 @@ func (e *env) describeAgents() {
 			e.reach(ctx, allowed(from(friend), tcp(server, 80)), denied(from(foe), tcp(server, 80), tcp(local, 80)), denied(from(e.cast[n2]), udp(server, 80)))
 			const interval = 4 * time.Millisecond
 			good := append(flows(ctx, friend, tcp(server, 80), interval, anyKind()...), flows(ctx, local, tcp(server, 80), interval, anyKind()...)...)
-			bad := append(flows(ctx, foe, tcp(local, 80), interval, anyKind()...), flows(ctx, e.cast[n2], tcp(server, 80), interval, anyKind()...)...)
+			bad := append(flows(ctx, foe, tcp(local, 80), interval, anyNew()...), flows(ctx, e.cast[n2], tcp(server, 80), interval, anyNew()...)...)
 
-			By("the DaemonSet is rolled")
+			By("the DaemonSet is rolled; one of the new agents finds what another policy engine has left behind")
+			e.sh(ctx, n1, "nft add table inet "+otherEngine)
+			DeferCleanup(func(ctx SpecContext) {
+				e.sh(ctx, n1, "nft add table inet "+otherEngine+"; nft delete table inet "+otherEngine)
+			}, NodeTimeout(10*time.Second))
 			began := time.Now()
 			e.roll(ctx)
 			AddReportEntry("rolling three agents, one after the other", time.Since(began).Round(10*time.Millisecond).String())
 			e.changesGoOn(ctx, s, 0)
+			e.event(ctx, n1, "OtherPolicyEngine", otherEngine)
+			e.sh(ctx, n1, "nft delete table inet "+otherEngine)
 
 			By("all agents are deleted at once, without grace")
 			now := int64(0)

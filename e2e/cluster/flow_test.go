@@ -26,6 +26,9 @@ func (f *flow) String() string {
 // anyKind are the kinds of flows: connections that live for long, and new ones.
 func anyKind() []probe.Kind { return []probe.Kind{probe.TCP, probe.UDP, probe.NewTCP, probe.NewUDP} }
 
+// anyNew are the kinds of flows that need nothing to have been allowed before.
+func anyNew() []probe.Kind { return []probe.Kind{probe.UDP, probe.NewTCP, probe.NewUDP} }
+
 // lossTimeout is how long a request may wait for its answer: nothing that TCP
 // sends again after a loss, or a machine under load delays, takes longer.
 const lossTimeout = 3 * time.Second

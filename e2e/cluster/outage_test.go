@@ -35,7 +35,7 @@ func (e *env) describeOutage() {
 			}
 			e.reach(ctx, claims...)
 			good := append(flows(ctx, friend, tcp(server, 80), 0, anyKind()...), flows(ctx, local, tcp(server, 80), 0, anyKind()...)...)
-			bad := append(flows(ctx, foe, tcp(server, 80), 0, anyKind()...), flows(ctx, mute, tcp(friend, 80), 0, anyKind()...)...)
+			bad := append(flows(ctx, foe, tcp(server, 80), 0, anyNew()...), flows(ctx, mute, tcp(friend, 80), 0, anyNew()...)...)
 
 			Expect(e.lab.Stop(ctx, n1, "kube-apiserver")).To(Succeed())
 			began := time.Now()

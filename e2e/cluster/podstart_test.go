@@ -111,7 +111,7 @@ func (e *env) fromAll(some []*pod, claim claimer, to ...target) []check {
 // with its first instruction.
 func talksTo(p, to *pod) []*flow {
 	var all []*flow
-	for _, kind := range []probe.Kind{probe.UDP, probe.NewUDP, probe.NewTCP} {
+	for _, kind := range anyNew() {
 		f := &flow{
 			Flow: probe.Flow{Token: newToken("early"), Kind: kind, To: to.IP + ":80", Interval: 5 * time.Millisecond},
 			from: p, to: tcp(to, 80).over(kind),

@@ -21,7 +21,7 @@ func (e *env) describeReboot() {
 			// that it may. Its name for its flows tells its lives apart.
 			token := newToken("early")
 			var own []option
-			for _, kind := range []probe.Kind{probe.UDP, probe.NewUDP, probe.NewTCP} {
+			for _, kind := range anyNew() {
 				own = append(own, talking(probe.Flow{Token: token + "-" + string(kind), Kind: kind, To: foe.IP + ":80", Interval: 2 * time.Millisecond}))
 			}
 			server, talker := s.pod("server", n3), s.pod("talker", n3, own...)
@@ -46,7 +46,7 @@ func (e *env) describeReboot() {
 				allowed(from(talker), tcp(friend, 80)), denied(from(talker), tcp(foe, 80)))
 			arrived, err := arrivals(ctx, []*pod{foe})
 			Expect(err).NotTo(HaveOccurred())
-			for _, kind := range []probe.Kind{probe.UDP, probe.NewUDP, probe.NewTCP} {
+			for _, kind := range anyNew() {
 				Expect(arrived[token+"-"+string(kind)].Count).To(BeZero(), "%s packets of a pod that may not talk to %s", kind, foe)
 			}
 			arrived, err = arrivals(ctx, []*pod{server})
