@@ -126,7 +126,7 @@ func (r *run) await(ctx context.Context, ended <-chan error) error {
 		if err != nil {
 			continue
 		}
-		if info, err := client.Info(ctx); err == nil {
+		if info, err := client.Info(ctx); err == nil && info.Ready {
 			r.lab, r.info = client, info
 			return nil
 		}
