@@ -258,7 +258,11 @@ func output(cmd *exec.Cmd, machine string, argv []string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.Bytes(), fmt.Errorf("%s on %s: %w: %s", strings.Join(argv, " "), machine, err, bytes.TrimSpace(stderr.Bytes()))
+		err = fmt.Errorf("%s on %s: %w", strings.Join(argv, " "), machine, err)
+		if said := bytes.TrimSpace(stderr.Bytes()); len(said) > 0 {
+			err = fmt.Errorf("%w: %s", err, said)
+		}
+		return stdout.Bytes(), err
 	}
 	return stdout.Bytes(), nil
 }

@@ -54,6 +54,8 @@ func kubeletYAML() ([]byte, error) {
 		"imageGCHighThresholdPercent": 100,
 		"resolvConf":                  "", "clusterDNS": []string{dnsAddress}, "clusterDomain": "cluster.local",
 		"maxPods": 200, "serializeImagePulls": false,
+		// A node that was booted is Ready as soon as it is, not 10 s later.
+		"nodeStatusUpdateFrequency": "2s",
 	})
 }
 

@@ -32,7 +32,7 @@ func buildFabric(pid int) error {
 	}
 	defer nl.Close()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = bridge
+	attrs.Name, attrs.HardwareAddr = bridge, hardwareAddress(address(0))
 	if err := nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return fmt.Errorf("bridge %s: %w", bridge, err)
 	}
@@ -64,7 +64,9 @@ func plug(fabric, node int, name string, addr netip.Addr) error {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MasterIndex = name, br.Attrs().Index
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(node)}
+	veth := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(node), PeerHardwareAddr: hardwareAddress(addr),
+	}
 	if err := outer.LinkAdd(veth); err != nil {
 		return fmt.Errorf("link of %s: %w", name, err)
 	}
@@ -80,6 +82,12 @@ func plug(fabric, node int, name string, addr netip.Addr) error {
 		return fmt.Errorf("default route of %s: %w", name, err)
 	}
 	return nil
+}
+
+// hardwareAddress returns the MAC of the machine with an address. A machine keeps
+// it when it reboots: the others would send to the old one for half a minute.
+func hardwareAddress(ip netip.Addr) net.HardwareAddr {
+	return append(net.HardwareAddr{0x02, 0x00}, ip.AsSlice()...) // locally administered
 }
 
 // raise gives a link addresses and sets it up.

@@ -100,8 +100,8 @@ func (n *node) process(name string) *running {
 	return n.processes[i]
 }
 
-// note keeps account of a process that is being started.
-func (n *node) note(name, log string, pid int) {
+// claim takes note that a process is being started.
+func (n *node) claim(name, log string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.process(name)
@@ -109,7 +109,19 @@ func (n *node) note(name, log string, pid int) {
 		p = &running{Process: Process{Name: name, Log: log}}
 		n.processes = append(n.processes, p)
 	}
-	p.PID, p.wanted = pid, true
+	if p.PID != 0 {
+		return fmt.Errorf("%s runs already on %s", name, n.name)
+	}
+	p.wanted = true
+	return nil
+}
+
+// started takes note of the PID of a process, unless it has ended by now.
+func (n *node) started(name string, m *machine.Machine, inner int) {
+	pid := m.HostPID(inner)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.process(name).PID = pid
 }
 
 // boot starts a node's machine, with its network and files.
@@ -298,12 +310,14 @@ func (c *Cluster) startProcess(ctx context.Context, n *node, name string) error 
 		Name: name, Argv: append([]string{c.options.Artifacts.Binary(name)}, flags...),
 		Env: append(c.paths.environ(), "NODE_NAME="+n.name), Log: c.paths.log(n.name, name), Notify: notifies,
 	}
-	n.note(name, s.Log, 0)
+	if err := n.claim(name, s.Log); err != nil {
+		return err
+	}
 	pid, err := m.StartProcess(ctx, s)
 	if err != nil {
 		return fmt.Errorf("%s on %s: %w\n%s", name, n.name, err, tail(s.Log))
 	}
-	n.note(name, s.Log, m.HostPID(pid))
+	n.started(name, m, pid)
 	return nil
 }
 
