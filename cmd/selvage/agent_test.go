@@ -381,8 +381,15 @@ func TestNotReady(t *testing.T) {
 	}
 	write(t, manifests, "cluster.yaml", cluster)
 	eventually(t, "ready", isReady)
+	// Its successor may be there a little early.
+	b := startAgent(t, manifests)
+	time.Sleep(200 * time.Millisecond)
 	if err := a.end(t, os.Interrupt); err != nil {
 		t.Errorf("ended with %v", err)
+	}
+	eventually(t, "ready", isReady)
+	if err := b.end(t, os.Interrupt); err != nil {
+		t.Errorf("the successor ended with %v", err)
 	}
 }
 

@@ -42,6 +42,25 @@ func lock() (release func(), err error) {
 	return func() { _ = l.Close() }, nil
 }
 
+// patience is how long an agent waits for the end of another one. A pod that is
+// deleted without grace may have a successor before its processes have ended.
+const patience = 5 * time.Second
+
+// awaitLock is lock, with patience.
+func awaitLock(ctx context.Context) (release func(), err error) {
+	for deadline := time.Now().Add(patience); ; {
+		release, err = lock()
+		if !errors.Is(err, errRunning) || time.Now().After(deadline) {
+			return release, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
 // holder tells which process has the lock, if that can be found out.
 func holder() string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

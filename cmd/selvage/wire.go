@@ -36,7 +36,7 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 			return err
 		}
 	}
-	release, err := lock()
+	release, err := awaitLock(ctx)
 	if err != nil {
 		if api != nil && errors.Is(err, errRunning) {
 			tellOfAnother(ctx, api, c, log, err)
