@@ -44,12 +44,12 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	err := newCommand().ExecuteContext(ctx)
-	var exit *exec.ExitError
+	var code exitCode
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &exit) && exit.Exited():
-		return exit.ExitCode() // of the program that was run; it said why
+	case errors.As(err, &code):
+		return int(code)
 	case ctx.Err() != nil:
 		fmt.Fprintln(os.Stderr, "lab: interrupted")
 		return 130
@@ -81,7 +81,7 @@ func newCommand() *cobra.Command {
 		return err
 	}
 	root.AddCommand(f.upCommand(), f.runCommand(), f.downCommand(), f.statusCommand(),
-		f.kubectlCommand(), f.execCommand(), f.rebootCommand(), f.loadCommand())
+		f.kubectlCommand(), f.execCommand(), f.rebootCommand(), f.loadCommand(), f.checkCleanCommand())
 	return root
 }
 
@@ -123,6 +123,11 @@ func (f *flags) execCommand() *cobra.Command {
 	}
 }
 
+// exitCode is that of a program which ran in this one's place, and said why.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
 // attach runs a program in this one's place.
 func attach(cmd *exec.Cmd) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -130,7 +135,12 @@ func attach(cmd *exec.Cmd) error {
 	// one it gets its own Ctrl-C.
 	cmd.SysProcAttr = nil
 	cmd.Cancel = func() error { return os.ErrProcessDone }
-	return cmd.Run()
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return exitCode(exit.ExitCode())
+	}
+	return err
 }
 
 func (f *flags) rebootCommand() *cobra.Command {

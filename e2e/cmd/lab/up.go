@@ -193,10 +193,11 @@ func (f *flags) up(ctx context.Context, o options, out io.Writer) error {
 		fmt.Fprintln(out, lines.Text())
 	}
 	// It closed the pipe: it ended, or is about to.
-	if err := cmd.Wait(); ctx.Err() == nil {
-		return fmt.Errorf("the cluster is not up (%v); see %s", err, log.Name())
+	_ = cmd.Wait() // it has said why
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	return ctx.Err()
+	return fmt.Errorf("the cluster is not up; the logs are in %s", filepath.Join(f.dir, "logs"))
 }
 
 func (f *flags) downCommand() *cobra.Command {

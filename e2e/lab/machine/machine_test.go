@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 // hide that it never ran.
 func require(t *testing.T) {
 	t.Helper()
-	why := ""
+	var why string
 	missing, err := MissingControllers("cpuset", "memory", "pids")
 	if err != nil {
 		t.Fatal(err)
