@@ -189,7 +189,7 @@ func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (
 	return newTap(w, func(e watch.Event) {
 		if e.Type != watch.Error {
 			l.contact.heard(l.kind, e.Type == watch.Bookmark)
-		} else if err := apierrors.FromObject(e.Object); !routine(err) {
+		} else if err := apierrors.FromObject(e.Object); ctx.Err() == nil && !routine(err) {
 			l.contact.failed(l.kind, err)
 		}
 	}), nil

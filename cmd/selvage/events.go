@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -107,9 +108,11 @@ func (r *recorder) send(n notice) {
 // deliver makes an Event, and says so if that cannot be done any more.
 func (r *recorder) deliver(ctx context.Context, n notice) {
 	err := r.make(ctx, n)
+	if apierrors.IsForbidden(err) {
+		err = fmt.Errorf("%w: give the agent's account the verb create on events.events.k8s.io, as the ClusterRole of Selvage's manifests does", err)
+	}
 	if before := r.failing.Swap(err != nil); err != nil && !before {
-		r.log.Warn("cannot make Events; give the agent's account the verb create on events.events.k8s.io, as the ClusterRole of Selvage's manifests does",
-			"kind", n.about.Kind, "namespace", n.about.Namespace, "name", n.about.Name, "err", err)
+		r.log.Warn("cannot make Events", "kind", n.about.Kind, "namespace", n.about.Namespace, "name", n.about.Name, "err", err)
 	}
 }
 

@@ -26,7 +26,7 @@ const versionTimeout = 10 * time.Second
 // are safe for concurrent use.
 type source struct {
 	conditions *conditions
-	// answered is closed when the source has said something for the first time.
+	// answered is closed when the source knows the agent for the first time.
 	answered chan struct{}
 
 	mu       sync.Mutex
@@ -46,7 +46,7 @@ func (s *source) trouble(kind informer.Kind, t *informer.Trouble) {
 	if t != nil && t.Cause == informer.Unanswered {
 		return // what the source said before it went away may still hold
 	}
-	if !s.heard {
+	if !s.heard && (t == nil || t.Cause != informer.Unauthenticated) { // it tells its version only to those that it knows
 		s.heard = true
 		close(s.answered)
 	}

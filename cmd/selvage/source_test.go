@@ -120,6 +120,7 @@ func TestVersion(t *testing.T) {
 			close(done)
 		}()
 		a.source.trouble(informer.Pods, trouble(informer.Pods, informer.Unanswered, errors.New("connection refused")))
+		a.source.trouble(informer.Pods, trouble(informer.Pods, informer.Unauthenticated, errors.New("who are you")))
 		for range 2 {
 			a.source.trouble(informer.Pods, nil)
 		}
