@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -123,15 +124,19 @@ func (c *Client) LoadImage(ctx context.Context, archive string) error {
 	if err != nil {
 		return err
 	}
+	g, ctx := errgroup.WithContext(ctx)
 	for _, m := range info.Machines {
 		if !m.Node {
 			continue
 		}
-		if err := importImage(c.Command(ctx, m.Name, importArgs()...), archive); err != nil {
-			return fmt.Errorf("image %s into %s: %w", archive, m.Name, err)
-		}
+		g.Go(func() error {
+			if err := importImage(c.Command(ctx, m.Name, importArgs()...), archive); err != nil {
+				return fmt.Errorf("image %s into %s: %w", archive, m.Name, err)
+			}
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // RESTConfig returns a configuration for client-go that works from the host:

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -94,23 +96,28 @@ func (o *Options) checkFiles() error {
 		return err
 	}
 	o.Dir = dir
-	files := map[string]string{"state directory": dir, "CNI plugins": o.Artifacts.CNI()}
-	for _, b := range binaries() {
-		files[b] = o.Artifacts.Binary(b)
-	}
 	var errs []error
-	for what, path := range files {
-		switch {
-		case path == "":
-			errs = append(errs, fmt.Errorf("there is no %s", what))
-		case machine.Hidden(path):
+	seen := func(what, path string) {
+		if machine.Hidden(path) {
 			errs = append(errs, fmt.Errorf("%s: machines have a directory of their own in place of %s", what, path))
 		}
 	}
-	for _, i := range o.Images {
-		if o.Artifacts.Image(i) == "" {
-			errs = append(errs, fmt.Errorf("there is no image %s", i))
+	exists := func(what, path string) {
+		if _, err := os.Stat(path); err != nil {
+			errs = append(errs, fmt.Errorf("there is no %s: %w", what, err))
 		}
+	}
+	seen("state directory", dir)
+	files := map[string]string{"CNI plugins": o.Artifacts.CNI()}
+	for _, b := range binaries() {
+		files[b] = o.Artifacts.Binary(b)
+	}
+	for _, what := range slices.Sorted(maps.Keys(files)) {
+		seen(what, files[what])
+		exists(what, files[what])
+	}
+	for _, i := range o.Images {
+		exists("image "+i, o.Artifacts.Image(i)) // it is read here
 	}
 	return errors.Join(errs...)
 }

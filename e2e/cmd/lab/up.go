@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/selvage-net/selvage/e2e/artifacts"
@@ -33,7 +32,8 @@ type options struct {
 // upLine ends the progress of a supervisor whose cluster is up.
 const upLine = "up"
 
-func (o *options) addTo(f *pflag.FlagSet) {
+func (o *options) addTo(cmd *cobra.Command) {
+	f := cmd.Flags()
 	f.IntVar(&o.Nodes, "nodes", 3, "how many nodes")
 	f.StringVar(&o.Backend, "backend", lab.BackendVXLAN, "flannel's `backend`: vxlan or host-gw")
 	f.StringVar(&o.Options.ProxyMode, "proxy-mode", lab.ProxyNFTables, "kube-proxy's `mode`: nftables or iptables")
@@ -46,7 +46,7 @@ func (f *flags) runCommand() *cobra.Command {
 		Use: "run", Short: "hold a cluster up in the foreground, until SIGTERM or Ctrl-C", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.supervise(cmd.Context(), o, cmd.OutOrStdout()) },
 	}
-	o.addTo(cmd.Flags())
+	o.addTo(cmd)
 	cmd.Flags().BoolVar(&o.dieWithParent, "die-with-parent", false, "end when the program that started this one does")
 	cmd.Flags().BoolVar(&o.toPipe, "progress-pipe", false, "tell file descriptor 3 of the progress")
 	if err := cmd.Flags().MarkHidden("progress-pipe"); err != nil {
@@ -148,7 +148,7 @@ func (f *flags) upCommand() *cobra.Command {
 		Use: "up", Short: "start a cluster in the background, and return when it is up", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.up(cmd.Context(), o, cmd.OutOrStdout()) },
 	}
-	o.addTo(cmd.Flags())
+	o.addTo(cmd)
 	return cmd
 }
 

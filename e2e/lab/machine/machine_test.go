@@ -197,7 +197,8 @@ func TestProcesses(t *testing.T) {
 	m := start(t, h, Spec{Name: "m1", Log: filepath.Join(dir, "init.log"), Exited: func(e Exit) { exits <- e }})
 	ctx := t.Context()
 
-	if _, err := m.StartProcess(ctx, shell(dir, "sleeper", "echo hello; exec sleep 1000")); err != nil {
+	pid, err := m.StartProcess(ctx, shell(dir, "sleeper", "echo hello; exec sleep 1000"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := m.StartProcess(ctx, shell(dir, "sleeper", "true")); err == nil || !strings.Contains(err.Error(), "runs already") {
@@ -205,10 +206,17 @@ func TestProcesses(t *testing.T) {
 	}
 	eventually(t, "the log", func() bool {
 		log, _ := os.ReadFile(filepath.Join(dir, "sleeper.log"))
-		return string(log) == "hello\n"
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", m.HostPID(pid)))
+		return string(log) == "hello\n" && string(comm) == "sleep\n"
 	})
+	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", m.HostPID(pid))); err != nil || string(comm) != "sleep\n" {
+		t.Errorf("process %d there is %d here, and %q: %v", pid, m.HostPID(pid), comm, err)
+	}
 	if err := m.StopProcess(ctx, "sleeper"); err != nil {
 		t.Error(err)
+	}
+	if m.HostPID(pid) != 0 {
+		t.Error("a process that ended has a PID")
 	}
 	if err := m.StopProcess(ctx, "sleeper"); err == nil || !strings.Contains(err.Error(), "does not run") {
 		t.Errorf("stopped twice: %v", err)
