@@ -18,6 +18,12 @@ import (
 // pace is the least time between two looks at how pods are attached.
 const pace = time.Second
 
+// absentFactor is how much longer than Lasting is waited if a pod cannot be on this
+// node at all as things are: there is no route to it, or only by a gateway. On a
+// node that has just come up, that is how pods look that ran before, until their
+// network has been made anew.
+const absentFactor = 6
+
 // Unseen is a pod's address to which the node's packets do not go by a device of
 // that pod's own, nor by a bridge of the node's: what the pod sends and gets does
 // not pass the node's hooks.
@@ -37,7 +43,7 @@ type AttachmentsOptions struct {
 	Logger *slog.Logger
 	// Lasting is how long an address must be unseen before that is believed.
 	// Where pods are routed, the route of one that starts or ends is missing for
-	// a moment. 10 seconds if it is 0.
+	// a moment. 10 seconds if it is 0; see also absentFactor.
 	Lasting time.Duration
 	// Interval is the time after which is looked without a cause: nobody tells of
 	// changes of routes. 30 seconds if it is 0.
@@ -153,7 +159,11 @@ func (a *Attachments) look(pods []netip.Addr, now time.Time) ([]Unseen, error) {
 			from = now
 		}
 		since[pod] = from
-		if now.Sub(from) >= a.options.Lasting {
+		wait := a.options.Lasting
+		if route.index == 0 || route.gateway {
+			wait *= absentFactor
+		}
+		if now.Sub(from) >= wait {
 			found = append(found, Unseen{Addr: pod, Device: d.name, Kind: d.kind})
 		}
 	}
