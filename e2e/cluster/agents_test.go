@@ -45,16 +45,16 @@ func (e *env) describeAgents() {
 			e.event(ctx, n1, "OtherPolicyEngine", otherEngine)
 			e.sh(ctx, n1, "nft delete table inet "+otherEngine)
 
+			By("all agents are killed; the kubelets start them again")
+			for _, node := range nodes() {
+				e.killAgent(ctx, node)
+			}
+			e.changesGoOn(ctx, s, 1)
+
 			By("all agents are deleted at once, without grace")
 			now := int64(0)
 			Expect(e.kube.CoreV1().Pods(agentNamespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now},
 				metav1.ListOptions{LabelSelector: agentSelector})).To(Succeed())
-			e.changesGoOn(ctx, s, 1)
-
-			By("all agents are killed")
-			for _, node := range nodes() {
-				e.killAgent(ctx, node)
-			}
 			e.changesGoOn(ctx, s, 2)
 			e.awaitAgents(ctx, time.Minute)
 			lossless(ctx, good)

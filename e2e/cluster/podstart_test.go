@@ -38,50 +38,54 @@ func (e *env) describePodStart() {
 			never(ctx, bad)
 		}, SpecTimeout(3*time.Minute))
 
-		It("is closed to others before anybody knows of it", func(ctx SpecContext) {
-			s := e.stage(ctx, "start")
-			s.policy(ctx, "deny", selecting("role", "closed"), isolates(ingress))
-			e.inForce(ctx, s)
-			near, far := s.pod("near", n3), s.pod("far", n1)
-			s.start(ctx, near, far)
-			aimed := e.hammer(ctx, near, n3, 12)
-			maps.Copy(aimed, e.hammer(ctx, far, n3, 12))
-			var closed []*pod
-			for i := range 3 {
-				closed = append(closed, s.pod(fmt.Sprintf("closed%d", i), n3, labelled("role", "closed")))
-			}
-			s.start(ctx, closed...)
-			e.reach(ctx, denied(from(near), tcp(closed[0], 80), udp(closed[2], 80)), denied(from(far), tcp(closed[1], 80)))
-			hit := 0
-			for _, p := range closed {
-				arrived, err := p.probe.Arrivals(ctx)
-				Expect(err).NotTo(HaveOccurred())
-				for token, f := range aimed {
-					Expect(arrived[token].Count).To(BeZero(), "%s flow to %s arrived at %s", f.Kind, f.To, p)
-					if f.To == p.IP+":80" {
-						hit++
-					}
-				}
-			}
-			Expect(hit).To(BeNumerically(">=", 4), "flows that were aimed at one of the pods")
-
-			By("the flows were aimed well: as soon as the policy is gone they arrive")
-			s.withdraw(ctx, "deny")
-			Eventually(ctx, func(g Gomega) {
-				n := 0
-				for _, p := range closed {
-					arrived, err := p.probe.Arrivals(ctx)
-					g.Expect(err).NotTo(HaveOccurred())
-					for token := range arrived {
-						if _, ours := aimed[token]; ours {
-							n++
-						}
-					}
-				}
-				g.Expect(n).To(Equal(hit))
-			}).WithTimeout(settle).WithPolling(pollEvery).Should(Succeed())
-		}, SpecTimeout(3*time.Minute))
+		It("is closed to others before anybody knows of it", e.closedFromTheStart, SpecTimeout(3*time.Minute))
 	})
+}
+
+// closedFromTheStart hammers at the addresses that pods will have, before they
+// have them.
+func (e *env) closedFromTheStart(ctx SpecContext) {
+	s := e.stage(ctx, "start")
+	s.policy(ctx, "deny", selecting("role", "closed"), isolates(ingress))
+	e.inForce(ctx, s)
+	near, far := s.pod("near", n3), s.pod("far", n1)
+	s.start(ctx, near, far)
+	aimed := e.hammer(ctx, near, n3, 12)
+	maps.Copy(aimed, e.hammer(ctx, far, n3, 12))
+	var closed []*pod
+	for i := range 3 {
+		closed = append(closed, s.pod(fmt.Sprintf("closed%d", i), n3, labelled("role", "closed")))
+	}
+	s.start(ctx, closed...)
+	e.reach(ctx, denied(from(near), tcp(closed[0], 80), udp(closed[2], 80)), denied(from(far), tcp(closed[1], 80)))
+	hit := 0
+	for _, p := range closed {
+		arrived, err := p.probe.Arrivals(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		for token, f := range aimed {
+			Expect(arrived[token].Count).To(BeZero(), "%s flow to %s arrived at %s", f.Kind, f.To, p)
+			if f.To == p.IP+":80" {
+				hit++
+			}
+		}
+	}
+	Expect(hit).To(BeNumerically(">=", 4), "flows that were aimed at one of the pods")
+
+	By("the flows were aimed well: as soon as the policy is gone they arrive")
+	s.withdraw(ctx, "deny")
+	Eventually(ctx, func(g Gomega) {
+		n := 0
+		for _, p := range closed {
+			arrived, err := p.probe.Arrivals(ctx)
+			g.Expect(err).NotTo(HaveOccurred())
+			for token := range arrived {
+				if _, ours := aimed[token]; ours {
+					n++
+				}
+			}
+		}
+		g.Expect(n).To(Equal(hit))
+	}).WithTimeout(settle).WithPolling(pollEvery).Should(Succeed())
 }
 
 // inForce waits until the agents know of what was made before: of a policy on a
