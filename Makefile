@@ -8,7 +8,7 @@ SHELL := bash
 
 # nft, ip and conntrack live in sbin, which is not in everybody's PATH.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
-# The two modules are never a workspace: each must build by its own go.mod.
+# The modules are never a workspace: each must build by its own go.mod.
 export GOWORK := off
 
 GO ?= go
@@ -19,6 +19,10 @@ GOLANGCI := $(CURDIR)/.cache/golangci-lint-$(GOLANGCI_VERSION)
 
 # Extra flags for every `go test`, e.g. GOTESTFLAGS=-v.
 GOTESTFLAGS ?=
+# flannel's backend in the cluster of `make cluster` and `make e2e`.
+BACKEND ?= vxlan
+# More flags for the run of `make e2e`, e.g. E2EFLAGS='--suites=cluster --focus=DNS'.
+E2EFLAGS ?=
 # How long each fuzz target runs.
 FUZZTIME ?= 10s
 # How much `make verify` tries. On the tracer: worlds for each of 7 variants of
@@ -28,7 +32,7 @@ VERIFY_PACKETS ?= 10000
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build the static binary bin/selvage
@@ -40,8 +44,10 @@ deps: ## install the tools that the tests use (Debian, root; nothing if they are
 	@.ci/install nft:nftables ip:iproute2 conntrack:conntrack sysctl:procps nsenter:util-linux
 
 .PHONY: test
-test: deps ## run all tests of both modules
+test: deps ## run all tests but those that need a cluster
 	$(GO) test -timeout 20m $(GOTESTFLAGS) ./...
+	# Go's cache does not know that these tests read files of other modules.
+	cd deploy && $(GO) test -count=1 -timeout 20m $(GOTESTFLAGS) ./...
 	cd e2e && $(GO) test -timeout 20m $(GOTESTFLAGS) ./...
 
 .PHONY: test-race
@@ -50,12 +56,14 @@ test-race: deps ## run the product's tests under the race detector (needs a C co
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m $(GOTESTFLAGS) ./...
 
 .PHONY: lint
-lint: $(GOLANGCI) ## check format, vet and golangci-lint in both modules
-	@files=$$(gofmt -l cmd e2e informer metrics policy); \
+lint: $(GOLANGCI) ## check format, vet and golangci-lint in all modules
+	@files=$$(gofmt -l cmd deploy e2e informer metrics policy); \
 	if [[ -n $$files ]]; then echo "not formatted by gofmt:" $$files >&2; exit 1; fi
 	$(GO) vet ./...
+	cd deploy && $(GO) vet ./...
 	cd e2e && $(GO) vet ./...
 	$(GOLANGCI) run --allow-parallel-runners ./...
+	cd deploy && $(GOLANGCI) run --allow-parallel-runners --config ../.golangci.yml ./...
 	cd e2e && $(GOLANGCI) run --allow-parallel-runners --config ../.golangci.yml ./...
 
 $(GOLANGCI):
@@ -68,6 +76,34 @@ $(GOLANGCI):
 demo: deps build ## build a two-node world of network namespaces and walk the story of policy in it
 	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/demo ./cmd/demo
 	bin/demo
+
+.PHONY: image
+image: ## build the image for amd64 and arm64, without a container engine, into bin/image
+	cd deploy && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/image-builder ./cmd/image
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) bin/image-builder --repo . --out bin/image \
+		--version '$(VERSION)' --revision "$$(git rev-parse HEAD)"
+
+.PHONY: e2e-deps
+e2e-deps: deps
+	@.ci/install iptables:iptables gcc:gcc
+	@[[ -e /usr/include/stdio.h ]] || .ci/install stdio.h:libc6-dev
+
+.PHONY: e2e-build
+e2e-build: e2e-deps
+	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/ ./cmd/lab ./cmd/artifacts ./cmd/e2e
+	cd e2e && CGO_ENABLED=0 $(GO) test -c -trimpath -buildvcs=false -o ../bin/cluster.test ./cluster
+
+.PHONY: cluster
+cluster: e2e-build ## bring up a Kubernetes cluster of three nodes with flannel (BACKEND=vxlan|host-gw)
+	bin/lab up --backend '$(BACKEND)'
+
+.PHONY: cluster-down
+cluster-down: ## remove the cluster of `make cluster`
+	@if [[ -x bin/lab ]]; then bin/lab down; fi
+
+.PHONY: e2e
+e2e: e2e-build ## judge Selvage on a cluster of its own: upstream's NetworkPolicy suite and our specs (BACKEND)
+	bin/e2e --backend '$(BACKEND)' $(E2EFLAGS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME

@@ -41,6 +41,6 @@ func newCommand() *cobra.Command {
 	f.StringVar(&o.Version, "version", "unknown", "what `selvage version` prints")
 	f.StringVar(&o.Revision, "revision", "", "the commit that is built, for the label org.opencontainers.image.revision")
 	f.StringSliceVar(&o.Platforms, "platform", []string{"linux/amd64", "linux/arm64"}, "what to build for")
-	f.StringVar(&o.Push, "push", "", "push the image of all platforms there as well, as registry.example/selvage:v0.1.0; credentials are those of `docker login`")
+	f.StringVar(&o.Push, "push", "", "push the image of all platforms there as well, as registry.example/selvage:v0.1.0; credentials are those of docker login")
 	return cmd
 }
