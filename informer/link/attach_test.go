@@ -16,7 +16,7 @@ import (
 // newTestAttachments believes at once, and writes down what it observes.
 func newTestAttachments(t testing.TB, lasting time.Duration, observe func([]Unseen)) *Attachments {
 	t.Helper()
-	a, err := NewAttachments(AttachmentsOptions{Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Lasting: lasting, Observe: observe})
+	a, err := NewAttachments(AttachmentsOptions{Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Lasting: lasting, Interval: lasting, Observe: observe})
 	if err != nil {
 		t.Fatal(err)
 	}
