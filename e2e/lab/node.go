@@ -314,6 +314,12 @@ func (c *Cluster) startProcess(ctx context.Context, n *node, name string) error 
 		return err
 	}
 	pid, err := m.StartProcess(ctx, s)
+	if err != nil && ctx.Err() != nil {
+		// It may serve yet, when nobody counts on it any more.
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		err = errors.Join(err, m.StopProcess(late, name))
+	}
 	if err != nil {
 		return fmt.Errorf("%s on %s: %w\n%s", name, n.name, err, tail(s.Log))
 	}
