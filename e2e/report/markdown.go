@@ -58,9 +58,23 @@ func (s Section) markdown() string {
 			fmt.Fprintf(&b, "| %s | %s |\n", cell(f.Name), cell(f.Value))
 		}
 	}
+	if measured := s.measured(); measured != "" {
+		fmt.Fprintf(&b, "\n| spec | measured | |\n|---|---|---|\n%s", measured)
+	}
 	b.WriteString("\n| suite | spec | passed | seconds |\n|---|---|---|---|\n")
 	for _, spec := range s.Specs {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", cell(spec.Suite), cell(spec.Name), cell(spec.result()), spec.seconds())
+	}
+	return b.String()
+}
+
+// measured is the rows of what the specs measured.
+func (s Section) measured() string {
+	var b strings.Builder
+	for _, spec := range s.Specs {
+		for _, f := range spec.Figures {
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", cell(spec.Name), cell(f.Name), cell(f.Value))
+		}
 	}
 	return b.String()
 }

@@ -120,10 +120,11 @@ func TestWrite(t *testing.T) {
 		}
 		return string(text)
 	}
-	write("vxlan", "first", Spec{Suite: "upstream", Name: "[sig] a | b", Outcome: Passed, Runs: 1, Tries: 1, Took: time.Second})
+	write("vxlan", "first", Spec{Suite: "upstream", Name: "[sig] a | b", Outcome: Passed, Runs: 1, Tries: 1, Took: time.Second, Figures: []Figure{{"until in force", "7 ms"}}})
 	before := write("host-gw", "second")
 	after := write("vxlan", "third", Spec{Suite: "upstream", Name: "c", Outcome: Failed, Runs: 1, Tries: 2})
-	if !strings.Contains(before, `| upstream | \[sig\] a \| b | yes | 1.0 |`) || !strings.Contains(before, "| ready after | 9 s |") {
+	if !strings.Contains(before, `| upstream | \[sig\] a \| b | yes | 1.0 |`) || !strings.Contains(before, "| ready after | 9 s |") ||
+		!strings.Contains(before, `| \[sig\] a \| b | until in force | 7 ms |`) {
 		t.Errorf("got\n%s", before)
 	}
 	if strings.Contains(after, "first") || !strings.Contains(after, "second") || !strings.Contains(after, "0 passed, 1 failed") {

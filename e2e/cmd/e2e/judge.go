@@ -63,16 +63,14 @@ func judge(ctx context.Context, o options, say *narrator) (section report.Sectio
 	}
 	defer func() { err = errors.Join(err, down()) }()
 	if err := r.deploy(ctx); err != nil {
-		return section, errors.Join(err, r.explain(ctx))
+		return section, errors.Join(err, r.save(context.WithoutCancel(ctx)))
 	}
 	specs, err := r.suites(ctx)
 	section = report.Section{Name: o.backend, About: r.about(), Figures: r.figures, Specs: report.Merge(specs)}
 	if err == nil && o.focus == "" && len(o.suites) == len(all()) {
 		err = section.Write(o.out)
 	}
-	if _, failed, _ := report.Count(section.Specs); failed > 0 || err != nil {
-		err = errors.Join(err, r.explain(ctx))
-	}
+	say.printf("logs and reports are in %s", o.state)
 	if o.keep && ctx.Err() == nil {
 		say.printf("the cluster is kept until Ctrl-C: bin/lab --dir %s kubectl -- get pods -A", r.labDir())
 		<-ctx.Done()
@@ -119,7 +117,7 @@ func (r *run) await(ctx context.Context, ended <-chan error) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-ended:
-			return fmt.Errorf("the lab ended before it was ready: %v", err)
+			return errors.Join(errors.New("the lab ended before it was ready"), err)
 		case <-tick.C:
 		}
 		client, err := lab.Connect(r.labDir())
@@ -198,6 +196,9 @@ func (r *run) suites(ctx context.Context) ([]report.Spec, error) {
 	for _, f := range u.figures() {
 		r.figure(f.Name, "%s", f.Value)
 	}
+	if err := r.save(ctx); err != nil {
+		return specs, err
+	}
 	return specs, together(1, uninstall)
 }
 
@@ -211,11 +212,8 @@ func (r *run) nodes() []lab.Machine {
 	return nodes
 }
 
-// explain keeps what the agents said, and how the pods are.
-func (r *run) explain(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return nil
-	}
+// save keeps what the agents have said, and how the pods are.
+func (r *run) save(ctx context.Context) error {
 	for file, args := range map[string][]string{
 		"agents.log": {"-n", "selvage-system", "logs", "-l", "app.kubernetes.io/name=selvage", "--tail=-1", "--prefix"},
 		"pods.txt":   {"get", "pods", "-A", "-o", "wide"},
@@ -230,7 +228,6 @@ func (r *run) explain(ctx context.Context) error {
 			return err
 		}
 	}
-	r.say.printf("logs and reports are in %s", r.o.state)
 	return nil
 }
 
