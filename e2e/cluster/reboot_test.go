@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -14,7 +15,7 @@ import (
 
 func (e *env) describeReboot() {
 	Describe("a node that reboots", func() {
-		It("has its policies in force as soon as its agent says so", Label(serial), Serial, func(ctx SpecContext) {
+		It("has its policies in force once its pods are known again", Label(serial), Serial, func(ctx SpecContext) {
 			s := e.stage(ctx, "reboot")
 			friend, foe := s.pod("friend", n1), s.pod("foe", n2)
 			s.start(ctx, friend, foe)
@@ -36,6 +37,11 @@ func (e *env) describeReboot() {
 			aimed := e.hammer(ctx, foe, n3, 40)
 			began := time.Now()
 			ready := e.whenReady(ctx, n3)
+			// The cast's pod on this node gets another address, too.
+			DeferCleanup(func(ctx SpecContext) {
+				e.refresh(ctx)
+				s.awaitCast(ctx, began)
+			}, NodeTimeout(startTimeout))
 			Expect(e.lab.Reboot(ctx, n3)).To(Succeed())
 			e.refresh(ctx)
 			s.awaitAgain(ctx, began, server, talker)
@@ -44,7 +50,10 @@ func (e *env) describeReboot() {
 			Eventually(ctx, ready).WithTimeout(time.Minute).Should(Receive(&inForce))
 			AddReportEntry("from the power's failure to the agent's saying that all is in force", inForce.Sub(began).Round(10*time.Millisecond).String())
 			e.reach(ctx, claims()...)
-			s.judgeBoot(ctx, inForce, talk, aimed, server)
+			known := time.Now()
+			Consistently(ctx, func() []string { return verify(ctx, slices.Concat(claims()...), patience) }).
+				WithTimeout(2 * time.Second).Should(BeEmpty())
+			s.judgeBoot(ctx, inForce, known, talk, aimed, server)
 
 			By("the flows were aimed well: as soon as the policy is gone they arrive")
 			s.withdraw(ctx, "server")
@@ -57,25 +66,31 @@ func (e *env) describeReboot() {
 					}
 				}
 			}).WithTimeout(settle).WithPolling(pollEvery).Should(Succeed())
-			s.awaitCast(ctx, began)
 		}, SpecTimeout(4*time.Minute))
 	})
 }
 
-// judgeBoot makes sure that nothing that is denied arrived once the agent had
-// said that all is in force. A node that boots has no rules until its agent has
-// started, which is when its other pods start: what got through before goes into
-// the report.
-func (s *stage) judgeBoot(ctx context.Context, inForce time.Time, talk []*flow, aimed map[string]probe.Flow, server *pod) {
+// judgeBoot makes sure that nothing that is denied arrived once the node's pods
+// were known again. What got through before goes into the report: a node that
+// boots has no rules until its agent has started, which is when its other pods
+// start; and pods get other addresses then, so that one may be taken for the one
+// that had its address before until the kubelet has reported it.
+func (s *stage) judgeBoot(ctx context.Context, inForce, known time.Time, talk []*flow, aimed map[string]probe.Flow, server *pod) {
 	GinkgoHelper()
 	var early uint64
-	first := inForce
+	var first, last time.Time
 	note := func(what string, a probe.Arrival) {
-		Expect(a.Last).To(BeTemporally("<", inForce), "a packet arrived after all was in force: "+what)
-		if a.Count > 0 && a.First.Before(first) {
+		if a.Count == 0 {
+			return
+		}
+		Expect(a.Last).To(BeTemporally("<", known), "a packet arrived although the pods were known: "+what)
+		early += a.Count
+		if first.IsZero() || a.First.Before(first) {
 			first = a.First
 		}
-		early += a.Count
+		if a.Last.After(last) {
+			last = a.Last
+		}
 	}
 	for _, f := range talk {
 		arrived, err := arrivals(ctx, f.to.at)
@@ -92,7 +107,11 @@ func (s *stage) judgeBoot(ctx context.Context, inForce time.Time, talk []*flow, 
 		}
 	}
 	Expect(hit).To(BeNumerically(">", 0), "flows that are aimed at %s, which has come back as %s", server, server.IP)
-	AddReportEntry("denied packets that got through before the agent had started", fmt.Sprintf("%d, in %v", early, inForce.Sub(first).Round(time.Millisecond)))
+	what := fmt.Sprint(early)
+	if early > 0 {
+		what += fmt.Sprintf(", from %v to %v after all was in force", first.Sub(inForce).Round(time.Millisecond), last.Sub(inForce).Round(time.Millisecond))
+	}
+	AddReportEntry("denied packets that got through while the node booted", what)
 }
 
 // whenReady watches the agent of a node that is about to reboot, and sends when
