@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/watchlist"
@@ -137,6 +138,15 @@ type listener struct {
 	contact *contact
 	// noStream is what the wrapped ListerWatcher says of itself.
 	noStream bool
+	// pauses are those between tries.
+	pauses wait.Backoff
+}
+
+// pauses grow to between 5 and 10 seconds. A reflector's grow to between 30 and
+// 60, and nothing resets them when the source is back: for that long after an
+// outage a node would enforce what was true before it.
+func pauses() wait.Backoff {
+	return wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 100, Cap: 5 * time.Second}
 }
 
 func newListener(kind Kind, lw cache.ListerWatcher, c *contact) *listener {
@@ -145,6 +155,7 @@ func newListener(kind Kind, lw cache.ListerWatcher, c *contact) *listener {
 		kind:                     kind,
 		contact:                  c,
 		noStream:                 watchlist.DoesClientNotSupportWatchListSemantics(lw),
+		pauses:                   pauses(),
 	}
 }
 
@@ -162,27 +173,32 @@ func (l *listener) Watch(o metav1.ListOptions) (watch.Interface, error) {
 	return l.WatchWithContext(context.Background(), o)
 }
 
-// ListWithContext implements cache.ListerWatcherWithContext.
-func (l *listener) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-	list, err := l.ListerWatcherWithContext.ListWithContext(ctx, o)
-	if err == nil {
-		l.contact.heard(l.kind, true)
-	} else if ctx.Err() == nil && !routine(err) {
-		l.contact.failed(l.kind, err)
+// ListWithContext implements cache.ListerWatcherWithContext. It tries again until
+// the source answers, see pauses.
+func (l *listener) ListWithContext(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
+	err = l.persist(ctx, func() error {
+		list, err = l.ListerWatcherWithContext.ListWithContext(ctx, o)
+		return err
+	}, routine)
+	if err != nil {
+		return nil, err
 	}
-	return list, err
+	l.contact.heard(l.kind, true)
+	return list, nil
 }
 
-// WatchWithContext implements cache.ListerWatcherWithContext.
-func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	w, err := l.ListerWatcherWithContext.WatchWithContext(ctx, o)
-	if err != nil {
+// WatchWithContext implements cache.ListerWatcherWithContext. It tries again until
+// the source answers, see pauses.
+func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (w watch.Interface, err error) {
+	err = l.persist(ctx, func() error {
+		w, err = l.ListerWatcherWithContext.WatchWithContext(ctx, o)
+		return err
+	}, func(err error) bool {
 		// A server that does not know how to stream says that the request is
 		// invalid; it is asked for a list then.
-		stream := o.SendInitialEvents != nil && (apierrors.IsInvalid(err) || apierrors.IsBadRequest(err))
-		if ctx.Err() == nil && !stream && !routine(err) {
-			l.contact.failed(l.kind, err)
-		}
+		return routine(err) || o.SendInitialEvents != nil && (apierrors.IsInvalid(err) || apierrors.IsBadRequest(err))
+	})
+	if err != nil {
 		return nil, err
 	}
 	l.contact.watching(l.kind)
@@ -193,6 +209,24 @@ func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (
 			l.contact.failed(l.kind, err)
 		}
 	}), nil
+}
+
+// persist calls ask until it succeeds, ctx ends, or the reflector knows better
+// what to do about the error.
+func (l *listener) persist(ctx context.Context, ask func() error, known func(error) bool) error {
+	pauses := l.pauses
+	for {
+		err := ask()
+		if err == nil || ctx.Err() != nil || known(err) {
+			return err
+		}
+		l.contact.failed(l.kind, err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pauses.Step()):
+		}
+	}
 }
 
 // tap lets somebody see the events of a watch. It is not watch.Filter, which

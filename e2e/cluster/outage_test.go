@@ -16,10 +16,10 @@ import (
 const (
 	// outage is how long the API server is away.
 	outage = 2 * time.Minute
-	// rediscovery is how long agents may take to find out that it is back: a
-	// reflector of client-go that has failed for long tries again after up to a
-	// minute. How long it took goes into the report.
-	rediscovery = 75 * time.Second
+	// rediscovery is how long agents may take to find out that it is back, and to
+	// read everything: they ask every ten seconds at most. How long it took goes
+	// into the report.
+	rediscovery = 30 * time.Second
 )
 
 func (e *env) describeOutage() {
