@@ -2,14 +2,16 @@
 // what upstream's NetworkPolicy suite does not look at. Its specs run against the
 // lab of package e2e/lab, with Selvage deployed, as a ginkgo suite:
 //
-//	SELVAGE_LAB=.cache/lab SELVAGE_REPO=. ginkgo --procs 2 --label-filter '!serial' bin/cluster.test
-//	SELVAGE_LAB=.cache/lab SELVAGE_REPO=. ginkgo --label-filter 'serial' bin/cluster.test
+//	SELVAGE_LAB=.cache/lab SELVAGE_REPO=. ginkgo --procs 2 --label-filter '!(serial || outage || uninstall)' bin/cluster.test
+//	SELVAGE_LAB=.cache/lab SELVAGE_REPO=. ginkgo --label-filter 'serial && !(outage || uninstall)' bin/cluster.test
+//	SELVAGE_LAB=.cache/lab SELVAGE_REPO=. ginkgo --label-filter 'outage' bin/cluster.test
 //	SELVAGE_LAB=.cache/lab SELVAGE_REPO=. ginkgo --label-filter 'uninstall' bin/cluster.test
 //
-// Specs labelled serial disturb the whole cluster: they stop the API server,
-// reboot a node, put kube-proxy into another mode, roll the agents. Nothing else
-// may run beside them. The one labelled uninstall takes Selvage away and so comes
-// last.
+// Specs labelled serial disturb the whole cluster: they reboot a node, put
+// kube-proxy into another mode, roll the agents. Nothing else may run beside them.
+// After the one labelled outage, which stops the API server, CoreDNS needs a
+// minute to find it again; the one labelled uninstall takes Selvage away: these
+// two come last.
 //
 // # How a spec is made
 //

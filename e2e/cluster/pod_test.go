@@ -59,6 +59,11 @@ func (e *env) stage(ctx context.Context, topic string, labels ...string) *stage 
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.namespace, Labels: pairs(append(labels, "selvage.test/topic", topic))}}
 	_, err := e.kube.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{})
 	Expect(err).NotTo(HaveOccurred())
+	// Pods are refused until the namespace has this.
+	Eventually(ctx, func() error {
+		_, err := e.kube.CoreV1().ServiceAccounts(s.namespace).Get(ctx, "default", metav1.GetOptions{})
+		return err
+	}).WithTimeout(time.Minute).WithPolling(pollEvery).Should(Succeed())
 	DeferCleanup(func(ctx context.Context) {
 		if CurrentSpecReport().Failed() {
 			s.tell(ctx)

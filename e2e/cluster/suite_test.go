@@ -10,10 +10,12 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// serial labels specs that disturb the whole cluster, uninstall the one that
-// takes Selvage away.
+// serial labels specs that disturb the whole cluster; away the one after which
+// others than Selvage, CoreDNS above all, take a minute to find the API server
+// again; uninstall the one that takes Selvage away.
 const (
 	serial    = "serial"
+	away      = "outage"
 	uninstall = "uninstall"
 )
 

@@ -85,6 +85,8 @@ type Progress struct {
 	Began       time.Time `json:"began"`
 	FirstAnswer time.Time `json:"firstAnswer"`
 	LastAnswer  time.Time `json:"lastAnswer"`
+	// FirstLost is when the first request that was lost had been sent.
+	FirstLost time.Time `json:"firstLost"`
 	// Gap is the longest time between two answers.
 	Gap time.Duration `json:"gap"`
 	// Retransmits is what TCP sent again, in a flow of kind TCP.

@@ -88,6 +88,9 @@ func (r *running) sweep(now time.Time) {
 		if now.Sub(at) > r.Timeout {
 			delete(r.pending, n)
 			r.p.Lost++
+			if r.p.FirstLost.IsZero() || at.Before(r.p.FirstLost) {
+				r.p.FirstLost = at
+			}
 		}
 	}
 }

@@ -162,8 +162,8 @@ func (r *run) kubectl(ctx context.Context, args ...string) error {
 }
 
 // suites runs them: upstream's and ours at once, then those that need the
-// cluster for themselves, and the one that takes Selvage away when all rounds
-// are over.
+// cluster for themselves; when all rounds are over those that leave it in a bad
+// state: without an API server for some minutes, and without Selvage.
 func (r *run) suites(ctx context.Context) ([]report.Spec, error) {
 	following, stop := context.WithCancel(ctx)
 	defer stop()
@@ -192,6 +192,9 @@ func (r *run) suites(ctx context.Context) ([]report.Spec, error) {
 		if err := together(round, serial); err != nil {
 			return specs, err
 		}
+	}
+	if err := together(1, outage); err != nil {
+		return specs, err
 	}
 	for _, f := range u.figures() {
 		r.figure(f.Name, "%s", f.Value)

@@ -22,10 +22,11 @@ const (
 	upstream  = "upstream"  // k8s.io/kubernetes/test/e2e/network/netpol
 	parallel  = "cluster"   // ours, beside others
 	serial    = "serial"    // ours, with the cluster to themselves
+	outage    = "outage"    // ours, after which other parts of the cluster take long to recover
 	uninstall = "uninstall" // ours, after which there is nothing left to test
 )
 
-func all() []string { return []string{upstream, parallel, serial, uninstall} }
+func all() []string { return []string{upstream, parallel, serial, outage, uninstall} }
 
 // suite is a ginkgo test binary and how it is run.
 type suite struct {
@@ -56,11 +57,16 @@ func (r *run) suitesOf(o options) map[string]suite {
 		},
 		parallel: {
 			name: parallel, binary: besides("cluster.test"), procs: 2,
-			flags: []string{"--label-filter=!serial && !uninstall"},
+			flags: []string{"--label-filter=!(serial || outage || uninstall)"},
 		},
 		serial: {
 			name: serial, binary: besides("cluster.test"), procs: 1,
-			flags: []string{"--label-filter=serial && !uninstall"},
+			// The decorator Serial is a label, too, and has all three.
+			flags: []string{"--label-filter=serial && !(outage || uninstall)"},
+		},
+		outage: {
+			name: outage, binary: besides("cluster.test"), procs: 1,
+			flags: []string{"--label-filter=outage"},
 		},
 		uninstall: {
 			name: uninstall, binary: besides("cluster.test"), procs: 1,
