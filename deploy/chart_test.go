@@ -70,7 +70,7 @@ func TestValues(t *testing.T) {
 	limits, requests := agent.Resources.Limits, agent.Resources.Requests
 	got := []any{
 		agent.Image, agent.ImagePullPolicy, pod.ImagePullSecrets[0].Name, env(agent, "KUBERNETES_SERVICE_HOST"), env(agent, "KUBERNETES_SERVICE_PORT"),
-		agent.EnvFrom[0].ConfigMapRef.Name, requests.Cpu().String(), requests.Memory().String(), limits.Cpu().String(), limits.Memory().String(),
+		requests.Cpu().String(), requests.Memory().String(), limits.Cpu().String(), limits.Memory().String(),
 		pod.PriorityClassName, pod.NodeSelector["example.com/policy"], *pod.Tolerations[0].TolerationSeconds,
 		pod.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions[0].Key,
 		d.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable.String(), d.Spec.Template.Annotations["example.com/a"], d.Spec.Template.Labels["example.com/c"],
@@ -78,7 +78,7 @@ func TestValues(t *testing.T) {
 	}
 	want := []any{
 		"registry.example:5000/mirror/selvage:v9.9.9@sha256:0123456789012345678901234567890123456789012345678901234567890123", corev1.PullAlways, "mirror", "127.0.0.1", "6444",
-		"endpoint", "1", "1Gi", "2", "2Gi",
+		"1", "1Gi", "2", "2Gi",
 		"system-cluster-critical", "yes", int64(5),
 		"a",
 		"10%", "b", "d",
@@ -125,6 +125,19 @@ func TestManifests(t *testing.T) {
 	checkSource(t, pod, "/etc/selvage/manifests", corev1.HostPathDirectory, "/host/manifests")
 }
 
+// TestConfigMap has the address of the API server come from a ConfigMap that need
+// not exist, for the service account alone.
+func TestConfigMap(t *testing.T) {
+	pod := daemonSet(t, mustHelm(t, "apiServer: {configMap: endpoint}"), "selvage").Spec.Template.Spec
+	if len(pod.Volumes) != 1 || pod.Volumes[0].ConfigMap == nil || pod.Volumes[0].ConfigMap.Name != "endpoint" || !*pod.Volumes[0].ConfigMap.Optional {
+		t.Fatalf("volumes %+v", pod.Volumes)
+	}
+	mounts := pod.Containers[0].VolumeMounts
+	if len(mounts) != 1 || !slices.Contains(pod.Containers[0].Args, "--api-server-dir="+mounts[0].MountPath) || !mounts[0].ReadOnly {
+		t.Errorf("mounts %+v, arguments %v", mounts, pod.Containers[0].Args)
+	}
+}
+
 func TestHTTPAddress(t *testing.T) {
 	for address, host := range map[string]string{"127.0.0.1:1": "127.0.0.1", "0.0.0.0:65535": "127.0.0.1", "[::1]:9470": "::1", "[::]:9470": "127.0.0.1"} {
 		agent := daemonSet(t, mustHelm(t, "agent: {httpAddress: \""+address+"\"}"), "selvage").Spec.Template.Spec.Containers[0]
@@ -149,7 +162,7 @@ func TestFlags(t *testing.T) {
 	known := flagsOf(string(help), `(?m)^ +(?:-\w, )?--([a-z-]+)`)
 	known = slices.DeleteFunc(known, func(f string) bool { return f == "help" })
 	var args []string
-	for _, source := range []string{"agent: {kubeconfig: /a}", "agent: {manifests: /a}"} {
+	for _, source := range []string{"agent: {kubeconfig: /a}", "agent: {manifests: /a}", "apiServer: {configMap: a}"} {
 		args = append(args, daemonSet(t, mustHelm(t, source), "selvage").Spec.Template.Spec.Containers[0].Args...)
 	}
 	if diff := cmp.Diff(known, flagsOf(strings.Join(args, "\n"), `(?m)^--([a-z-]+)`)); diff != "" {

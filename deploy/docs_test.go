@@ -72,11 +72,11 @@ func anchors(markdown string) []string {
 // TestDocumentsConfigMap sees that the documents make the ConfigMap that the
 // overlay reads.
 func TestDocumentsConfigMap(t *testing.T) {
-	agent := daemonSet(t, kustomize(t, "overlays/flannel"), "selvage").Spec.Template.Spec.Containers[0]
-	if len(agent.EnvFrom) != 1 || agent.EnvFrom[0].ConfigMapRef == nil {
-		t.Fatalf("the agent's environment comes from %v", agent.EnvFrom)
+	volumes := daemonSet(t, kustomize(t, "overlays/flannel"), "selvage").Spec.Template.Spec.Volumes
+	if len(volumes) != 1 || volumes[0].ConfigMap == nil {
+		t.Fatalf("the agent's volumes are %v", volumes)
 	}
-	source := agent.EnvFrom[0].ConfigMapRef
+	source := volumes[0].ConfigMap
 	if source.Optional == nil || !*source.Optional {
 		t.Error("without the ConfigMap no agent would start")
 	}

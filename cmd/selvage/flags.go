@@ -22,6 +22,9 @@ type config struct {
 	// kubeconfig is the file that says where the API server is. Empty: the
 	// service account of the pod.
 	kubeconfig string
+	// apiServerDir has files that say where the API server is, in place of the
+	// environment; they need not be there.
+	apiServerDir string
 	// manifests is the directory that is read in place of the API.
 	manifests string
 
@@ -59,6 +62,7 @@ func (c *config) addPolicyFlags(f *pflag.FlagSet) {
 // addAgentFlags are the flags of the agent alone.
 func (c *config) addAgentFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.kubeconfig, "kubeconfig", "", "file that says where the API server is (default: the pod's service account)")
+	f.StringVar(&c.apiServerDir, "api-server-dir", "", "directory with files KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT: where the API server is, in place of its Service; without them it is the Service")
 	f.StringVar(&c.httpAddress, "http-address", c.httpAddress, "where to serve /metrics, /healthz and /readyz; empty to serve nothing")
 	f.StringVar(&c.logLevel, "log-level", c.logLevel, "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", c.logFormat, "text or json")
@@ -70,6 +74,9 @@ func (c *config) validate() error {
 	errs := []error{c.validatePolicy()}
 	if c.manifests != "" && c.kubeconfig != "" {
 		errs = append(errs, errors.New("--manifests and --kubeconfig exclude each other"))
+	}
+	if c.apiServerDir != "" && (c.manifests != "" || c.kubeconfig != "") {
+		errs = append(errs, errors.New("--api-server-dir is for the pod's service account: it goes with neither --manifests nor --kubeconfig"))
 	}
 	if c.httpAddress != "" {
 		if _, port, err := net.SplitHostPort(c.httpAddress); err != nil {

@@ -43,6 +43,7 @@ func TestConfig(t *testing.T) {
 		{"nothing served", []string{"--http-address="}, "worker", nil},
 		{"no such directory", []string{"--manifests=" + dir + "/none"}, "worker", []string{"--manifests: stat"}},
 		{"a file", []string{"--manifests=" + file}, "worker", []string{"is not a directory"}},
+		{"an address for no service account", []string{"--api-server-dir=" + dir, "--kubeconfig=" + file}, "worker", []string{"--api-server-dir is for the pod's service account"}},
 		{"two sources", []string{"--manifests=" + dir, "--kubeconfig=" + file}, "worker", []string{"exclude each other"}},
 		{"address", []string{"--http-address=9470"}, "worker", []string{"--http-address: address 9470: missing port"}},
 		{"port", []string{"--http-address=:http-alt"}, "worker", []string{`"http-alt" is not a port`}},
@@ -142,4 +143,32 @@ func TestReadme(t *testing.T) {
 			t.Errorf("--%s, default %q: the README's table has %q", flag.Name, want, row)
 		}
 	})
+}
+
+// TestAPIServerIn reads where the API server is from a directory, as a ConfigMap
+// that need not exist is mounted.
+func TestAPIServerIn(t *testing.T) {
+	write := func(files map[string]string) string {
+		dir := t.TempDir()
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return dir
+	}
+	const host, port = "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"
+	for _, c := range []struct{ dir, want string }{
+		{"", ""},
+		{write(nil), ""},
+		{write(map[string]string{host: "127.0.0.1", port: "6444\n"}), "https://127.0.0.1:6444"},
+		{write(map[string]string{host: "fd00::1", port: "6443"}), "https://[fd00::1]:6443"},
+	} {
+		if got, err := apiServerIn(c.dir); got != c.want || err != nil {
+			t.Errorf("%s: %q, %v, want %q", c.dir, got, err, c.want)
+		}
+	}
+	if got, err := apiServerIn(write(map[string]string{host: "127.0.0.1"})); err == nil {
+		t.Errorf("a host without a port is %q", got)
+	}
 }

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,7 +35,7 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 	bridgeKlog(log)
 	var api *rest.Config
 	if c.manifests == "" {
-		if api, err = restConfig(c.kubeconfig); err != nil {
+		if api, err = restConfig(c.kubeconfig, c.apiServerDir); err != nil {
 			return err
 		}
 	}
@@ -148,7 +151,7 @@ func (a *agent) openSource(c config, api *rest.Config, observe informer.Observe)
 }
 
 // restConfig says how the API server is reached.
-func restConfig(kubeconfig string) (*rest.Config, error) {
+func restConfig(kubeconfig, apiServerDir string) (*rest.Config, error) {
 	if kubeconfig != "" {
 		c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 		if err != nil {
@@ -163,7 +166,33 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the pod's service account: %w", err)
 	}
+	host, err := apiServerIn(apiServerDir)
+	if err != nil {
+		return nil, fmt.Errorf("--api-server-dir: %w", err)
+	}
+	if host != "" {
+		c.Host = host
+	}
 	return c, nil
+}
+
+// apiServerIn reads from files what is otherwise in the environment. It returns
+// "" if neither is there. Files, since a kubelet that has no API server cannot
+// start a container whose environment comes from a ConfigMap; those of a pod that
+// runs are there.
+func apiServerIn(dir string) (string, error) {
+	if dir == "" {
+		return "", nil
+	}
+	host, err := os.ReadFile(filepath.Join(dir, "KUBERNETES_SERVICE_HOST"))
+	port, perr := os.ReadFile(filepath.Join(dir, "KUBERNETES_SERVICE_PORT"))
+	if errors.Is(err, fs.ErrNotExist) && errors.Is(perr, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err := errors.Join(err, perr); err != nil {
+		return "", err
+	}
+	return "https://" + net.JoinHostPort(strings.TrimSpace(string(host)), strings.TrimSpace(string(port))), nil
 }
 
 // source says for the log where the objects come from.

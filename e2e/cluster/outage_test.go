@@ -96,6 +96,7 @@ func (e *env) recover(ctx context.Context) {
 	restart(n1, "kube-scheduler")
 	for _, node := range nodes() {
 		restart(node, "kubelet")
+		restart(node, "kube-proxy")
 	}
 }
 
