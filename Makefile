@@ -41,7 +41,7 @@ build: ## build the static binary bin/selvage
 
 .PHONY: deps
 deps: ## install the tools that the tests use (Debian, root; nothing if they are there)
-	@.ci/install nft:nftables ip:iproute2 conntrack:conntrack sysctl:procps nsenter:util-linux
+	@.ci/install nft:nftables ip:iproute2 conntrack:conntrack sysctl:procps nsenter:util-linux iptables:iptables
 
 .PHONY: test
 test: deps ## run all tests but those that need a cluster
@@ -85,7 +85,7 @@ image: ## build the image for amd64 and arm64, without a container engine, into 
 
 .PHONY: e2e-deps
 e2e-deps: deps
-	@.ci/install iptables:iptables gcc:gcc
+	@.ci/install gcc:gcc
 	@[[ -e /usr/include/stdio.h ]] || .ci/install stdio.h:libc6-dev
 
 .PHONY: e2e-build

@@ -21,7 +21,7 @@ import (
 const inotifyInstances = 128
 
 // Check tells all that this machine lacks, at once.
-func Check(proxyMode string) error {
+func Check() error {
 	var errs []error
 	missing := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if os.Geteuid() != 0 {
@@ -37,7 +37,7 @@ func Check(proxyMode string) error {
 	if n, err := readInt("/proc/sys/fs/inotify/max_user_instances"); err != nil || n < inotifyInstances {
 		missing("sysctl fs.inotify.max_user_instances of %d; it is %d", inotifyInstances, n)
 	}
-	errs = append(errs, checkCommands(proxyMode))
+	errs = append(errs, checkCommands())
 	machine.OnThread(func() { errs = append(errs, checkKernel()) })
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("this machine lacks:\n%w", err)
@@ -46,14 +46,12 @@ func Check(proxyMode string) error {
 }
 
 // checkCommands tells which programs are missing that those of the cluster run.
-func checkCommands(proxyMode string) error {
+func checkCommands() error {
 	commands := map[string]string{
 		"nft": "nftables", "nsenter": "util-linux", "mount": "mount", "umount": "mount",
-	}
-	if proxyMode == ProxyIPTables {
-		for _, c := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables"} {
-			commands[c] = "iptables"
-		}
+		// kube-proxy needs these in one of its modes. flanneld does not start
+		// without, even if it is to use nftables.
+		"iptables": "iptables", "iptables-save": "iptables", "iptables-restore": "iptables", "ip6tables": "iptables",
 	}
 	var errs []error
 	for _, c := range slices.Sorted(maps.Keys(commands)) {

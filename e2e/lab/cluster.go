@@ -53,7 +53,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	if err := Check(o.ProxyMode); err != nil {
+	if err := Check(); err != nil {
 		return nil, err
 	}
 	c := &Cluster{options: o, paths: paths(o.Dir), began: time.Now()}

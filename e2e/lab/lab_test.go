@@ -56,7 +56,7 @@ func newFakes(t *testing.T, scripts map[string]string) fakes {
 // hide that it never ran.
 func require(t *testing.T) {
 	t.Helper()
-	err := Check(ProxyNFTables)
+	err := Check()
 	if err == nil {
 		return
 	}
