@@ -132,7 +132,7 @@ func (c *Cluster) reboot(ctx context.Context, n *node) error {
 
 // setProxyMode restarts kube-proxy in another mode. changing is held.
 func (c *Cluster) setProxyMode(ctx context.Context, n *node, mode string) error {
-	if err := errors.Join(checkProxyMode(mode), checkCommands(mode)); err != nil {
+	if err := checkProxyMode(mode); err != nil {
 		return err
 	}
 	m, err := n.up()
