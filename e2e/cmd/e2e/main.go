@@ -93,7 +93,7 @@ func parse() (options, error) {
 	flag.StringVar(&o.backend, "backend", "vxlan", "flannel's backend: vxlan or host-gw")
 	flag.StringVar(&suites, "suites", strings.Join(all(), ","), "which suites to run: upstream's, our specs that run beside others, those that need the cluster for themselves, the one that removes Selvage")
 	flag.StringVar(&o.focus, "focus", "", "run only the specs whose names match this `expression`, and write no results")
-	flag.IntVar(&o.procs, "procs", 4, "processes that run upstream's suite")
+	flag.IntVar(&o.procs, "procs", 6, "processes that run upstream's suite")
 	flag.IntVar(&o.repeat, "repeat", 1, "how often to run the suites")
 	flag.IntVar(&o.tries, "tries", 2, "how often a spec may be tried; each further try is listed")
 	flag.BoolVar(&o.keep, "keep", false, "keep the cluster until Ctrl-C")
