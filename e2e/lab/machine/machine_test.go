@@ -347,7 +347,7 @@ func TestKilled(t *testing.T) {
 	if err := os.Mkdir(c.Disks, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	before, _ := os.ReadFile("/proc/self/mountinfo")
+	before := mounts(t)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = []string{asHost + "=" + dir, "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stderr = os.Stderr
@@ -378,7 +378,7 @@ func TestKilled(t *testing.T) {
 	_, _ = io.Copy(io.Discard, out)
 	_ = cmd.Wait()
 	eventually(t, "the end of all processes", func() bool { return !slices.ContainsFunc(pids, alive) })
-	if after, _ := os.ReadFile("/proc/self/mountinfo"); string(after) != string(before) {
+	if after := mounts(t); after != before {
 		t.Errorf("mounts: %s\nbefore: %s", after, before)
 	}
 	removed, err := Sweep(c.Record)
@@ -393,6 +393,24 @@ func TestKilled(t *testing.T) {
 	if again, err := Sweep(c.Record); len(again) > 0 || err != nil {
 		t.Errorf("removed again: %v: %v", again, err)
 	}
+}
+
+// mounts returns the mounts of this process, without the names of network
+// namespaces: the tests of other packages, which run at the same time, mount and
+// unmount those.
+func mounts(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) < 5 || !strings.HasPrefix(fields[4], "/run/netns") {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
 }
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
