@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -213,7 +214,11 @@ type events struct {
 }
 
 func subscribe() (*events, error) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+	return subscribeTo(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+}
+
+func subscribeTo(groups ...uint) (*events, error) {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
 	if err != nil {
 		return nil, err
 	}
@@ -223,12 +228,21 @@ func subscribe() (*events, error) {
 // receive calls f after each notification until the socket is closed.
 func (e *events) receive(f func()) error {
 	for {
-		_, _, err := e.socket.Receive()
-		if err != nil && !errors.Is(err, unix.ENOBUFS) { // lost some: look all the more
+		if _, err := e.next(); err != nil {
 			return err
 		}
 		f()
 	}
+}
+
+// next waits for notifications. There are none if the kernel had more of them
+// than the socket holds, and has dropped some: look all the more.
+func (e *events) next() ([]syscall.NetlinkMessage, error) {
+	messages, _, err := e.socket.Receive()
+	if errors.Is(err, unix.ENOBUFS) {
+		return nil, nil
+	}
+	return messages, err
 }
 
 func (e *events) close() { e.once.Do(e.socket.Close) }
