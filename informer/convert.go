@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/selvage-net/selvage/policy"
+	"github.com/selvage-net/selvage/shaping"
 )
 
 // PodFrom returns what policy needs to know of a pod.
@@ -61,6 +62,7 @@ func (in *interner) pod(p *corev1.Pod) *policy.Pod {
 		Meta:        in.meta(p),
 		Node:        in.string(p.Spec.NodeName),
 		Labels:      in.labelsOf(p.Labels),
+		Annotations: in.annotationsOf(p.Annotations),
 		Addrs:       podAddrs(&p.Status),
 		Ports:       in.portsOf(namedPorts(&p.Spec)),
 		Created:     created(p),
@@ -76,6 +78,24 @@ func created(p *corev1.Pod) int64 {
 		return 0
 	}
 	return p.CreationTimestamp.Unix()
+}
+
+// annotationsOf returns the annotations that the agent acts on. Most objects have
+// none, and all others they may have are not kept.
+func (in *interner) annotationsOf(m map[string]string) policy.Labels {
+	if len(m) == 0 {
+		return nil
+	}
+	var kept map[string]string
+	for _, key := range shaping.AnnotationKeys() {
+		if v, ok := m[key]; ok {
+			if kept == nil {
+				kept = make(map[string]string)
+			}
+			kept[key] = v
+		}
+	}
+	return in.labelsOf(kept)
 }
 
 // podAddrs returns at most one address of each family, the first.
@@ -163,7 +183,7 @@ func protocolFrom(p corev1.Protocol) (policy.Protocol, bool) {
 }
 
 func (in *interner) namespace(n *corev1.Namespace) *policy.Namespace {
-	return &policy.Namespace{Meta: in.meta(n), Labels: in.labelsOf(n.Labels)}
+	return &policy.Namespace{Meta: in.meta(n), Labels: in.labelsOf(n.Labels), Annotations: in.annotationsOf(n.Annotations)}
 }
 
 func (in *interner) node(n *corev1.Node) *policy.Node {

@@ -122,6 +122,9 @@ type Pod struct {
 	// Node is spec.nodeName.
 	Node   string
 	Labels Labels
+	// Annotations are those that somebody else than policy acts on: policy itself
+	// looks at none.
+	Annotations Labels
 	// Addrs are status.podIPs: at most one address of each family, unmapped
 	// and without zone.
 	Addrs []netip.Addr
@@ -142,6 +145,8 @@ type Pod struct {
 type Namespace struct {
 	Meta
 	Labels Labels
+	// Annotations are those that somebody else than policy acts on.
+	Annotations Labels
 }
 
 // Node is what policy needs to know of a node.
