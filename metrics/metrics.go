@@ -3,8 +3,8 @@
 // is known to it: cmd/selvage brings them together.
 //
 // Names follow the Prometheus guide: base units, `_total` for counters. No
-// metric has a label with a pod, a policy or an address, so that the number of
-// series does not grow with the cluster.
+// metric has a label with a policy or an address, nor, unless that is asked for,
+// with a pod, so that the number of series does not grow with the cluster.
 package metrics
 
 import (
@@ -89,6 +89,7 @@ type Metrics struct {
 	unseen       prometheus.Gauge
 	engines      *prometheus.GaugeVec
 	conditions   *prometheus.GaugeVec
+	shaping      shapingMetrics
 
 	mu    sync.Mutex
 	known map[string]bool // the bridges that have a series
@@ -143,6 +144,7 @@ func New(version string) *Metrics {
 		conditions: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "selvage_conditions", Help: "Things that somebody should put right, by reason; the log and an Event on the Node say what to do.",
 		}, []string{"reason"}),
+		shaping: newShapingMetrics(),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "selvage_build_info", Help: "Always 1; the labels tell the build.",
@@ -155,6 +157,7 @@ func New(version string) *Metrics {
 	m.registry.MustRegister(m.programming, m.duration, m.batches, m.messages, m.errors, m.lastSync, m.inSync,
 		m.generation, m.generations, m.repaired, m.objects, m.invalid, m.manifests, m.connected,
 		m.bridges, m.bridgesUnmet, m.unseen, m.engines, m.conditions, build,
+		m.shaping.shaped, m.shaping.invalid, m.shaping.unshaped, m.shaping.repaired, m.shaping.failed,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

@@ -41,7 +41,11 @@ type agent struct {
 	// node and the cluster.
 	attachments attachments
 	conditions  *conditions
-	source      *source
+	// bandwidth is nil if it is not shaped.
+	bandwidth *bandwidth
+	// event, if it is set, makes an Event, and does not wait for it.
+	event  func(notice)
+	source *source
 	// retry is the pause after a sync for the bridges' sake that failed.
 	retry time.Duration
 	// bridgesChanged has something in it if the bridges are to be synced.
@@ -104,6 +108,7 @@ func newAgent(c config, log *slog.Logger, m *metrics.Metrics) *agent {
 func (a *agent) sync(ctx context.Context, b informer.Batch) error {
 	a.syncing.Lock()
 	defer a.syncing.Unlock()
+	a.bandwidth.update(b.Deltas)
 	if a.local.update(b.Deltas) || b.Initial {
 		addrs := a.local.addrs()
 		a.bridges.Want(a.local.cidrs, addrs)
@@ -314,7 +319,7 @@ func (a *agent) ready() error {
 	if a.homeless {
 		errs = append(errs, fmt.Errorf("the source has no Node named %s", a.local.node))
 	}
-	return errors.Join(append(errs, a.bridges.Status().Uncovered(), a.conditions.unready())...)
+	return errors.Join(append(errs, a.bridges.Status().Uncovered(), a.conditions.unready(), a.bandwidth.ready())...)
 }
 
 // observeBridges is told by link.Bridges after each look.

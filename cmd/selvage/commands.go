@@ -12,12 +12,13 @@ import (
 	"github.com/selvage-net/selvage/informer"
 	"github.com/selvage-net/selvage/policy"
 	"github.com/selvage-net/selvage/policy/nft"
+	"github.com/selvage-net/selvage/shaping/tc"
 )
 
 func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "selvage",
-		Short:         "NetworkPolicy in the kernel, for clusters with a simple network",
+		Short:         "NetworkPolicy and bandwidth in the kernel, for clusters with a simple network",
 		SilenceUsage:  true,
 		SilenceErrors: true, // run prints them
 	}
@@ -32,10 +33,11 @@ func newAgentCommand() *cobra.Command {
 	c := defaultConfig()
 	cmd := &cobra.Command{
 		Use:   "agent",
-		Short: "enforce the cluster's NetworkPolicies on this node",
+		Short: "enforce the cluster's NetworkPolicies and the pods' bandwidth on this node",
 		Long: `Enforce the cluster's NetworkPolicies for the pods of this node, by the nftables
-tables "ip selvage" and "ip6 selvage". They stay in force when the agent ends;
-the next one takes them over as they are. It needs root, or CAP_NET_ADMIN.`,
+tables "ip selvage" and "ip6 selvage", and hold the pods to their bandwidth, by
+queueing disciplines at their interfaces. All of it stays in force when the agent
+ends; the next one takes it over as it is. It needs root, or CAP_NET_ADMIN.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.validate(); err != nil {
@@ -92,8 +94,9 @@ func newCleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "remove everything that the agent has put into the kernel of this node",
-		Long: `Remove the tables "ip selvage" and "ip6 selvage": from then on nothing is
-enforced. The agent must not be running. The switches nf_call_iptables and
+		Long: `Remove the tables "ip selvage" and "ip6 selvage", and what shapes the bandwidth of
+pods: from then on nothing is enforced. What shapes a pod within its own namespace
+goes with the pod. The agent must not be running. The switches nf_call_iptables and
 nf_call_ip6tables of the pods' bridge stay on: others may rely on them by now.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -102,8 +105,8 @@ nf_call_ip6tables of the pods' bridge stay on: others may rely on them by now.`,
 				return err
 			}
 			say := "there was nothing to remove"
-			if removed {
-				say = "removed the tables ip selvage and ip6 selvage"
+			if len(removed) > 0 {
+				say = "removed " + strings.Join(removed, " and ")
 			}
 			if _, err = fmt.Fprintln(cmd.OutOrStdout(), say); err != nil || !wait {
 				return err
@@ -116,18 +119,40 @@ nf_call_ip6tables of the pods' bridge stay on: others may rely on them by now.`,
 	return cmd
 }
 
-func cleanup() (removed bool, err error) {
+// cleanup removes everything and says what that was.
+func cleanup() (removed []string, err error) {
 	release, err := lock()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer release()
+	tables, err := cleanupTables()
+	if tables {
+		removed = append(removed, "the tables ip selvage and ip6 selvage")
+	}
+	queues, terr := cleanupQueues()
+	if queues > 0 {
+		removed = append(removed, fmt.Sprintf("%d queues, redirections and IFBs of pods", queues))
+	}
+	return removed, errors.Join(err, terr)
+}
+
+func cleanupTables() (bool, error) {
 	conn, err := nft.Open(nft.Options{})
 	if err != nil {
 		return false, err
 	}
-	removed, err = conn.Cleanup()
+	removed, err := conn.Cleanup()
 	return removed, errors.Join(err, conn.Close())
+}
+
+func cleanupQueues() (int, error) {
+	conn, err := tc.Open("")
+	if err != nil {
+		return 0, err
+	}
+	n, err := conn.Cleanup()
+	return n, errors.Join(err, conn.Close())
 }
 
 func newVersionCommand() *cobra.Command {

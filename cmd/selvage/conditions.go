@@ -28,13 +28,15 @@ const (
 	reasonNotEnforced reason = "PodsNotEnforced"
 	// reasonOtherEngine is another policy engine on the node.
 	reasonOtherEngine reason = "OtherPolicyEngine"
+	// reasonNoBandwidth is a node where the bandwidth of pods cannot be shaped.
+	reasonNoBandwidth reason = "BandwidthNotShaped"
 	// reasonSecondAgent is what an agent says of itself that finds another one.
 	reasonSecondAgent reason = "SecondAgent"
 )
 
 // reasons are those that a condition can have.
 func reasons() []reason {
-	return []reason{reasonRefused, reasonOldServer, reasonNoPodCIDR, reasonOutsidePodCIDR, reasonNotEnforced, reasonOtherEngine}
+	return []reason{reasonRefused, reasonOldServer, reasonNoPodCIDR, reasonOutsidePodCIDR, reasonNotEnforced, reasonOtherEngine, reasonNoBandwidth}
 }
 
 // A condition is something about the node, or the cluster as the node sees it,

@@ -17,7 +17,8 @@ import (
 
 // config is everything that the agent can be told.
 type config struct {
-	policy policy.Config
+	policy  policy.Config
+	shaping shapingConfig
 
 	// kubeconfig is the file that says where the API server is. Empty: the
 	// service account of the pod.
@@ -42,6 +43,7 @@ type config struct {
 func defaultConfig() config {
 	return config{
 		policy:         policy.DefaultConfig(os.Getenv("NODE_NAME")),
+		shaping:        shapingConfig{enabled: true, netns: []string{"/run/netns"}},
 		httpAddress:    "127.0.0.1:9470",
 		logLevel:       "info",
 		logFormat:      "text",
@@ -66,6 +68,7 @@ func (c *config) addAgentFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.httpAddress, "http-address", c.httpAddress, "where to serve /metrics, /healthz and /readyz; empty to serve nothing")
 	f.StringVar(&c.logLevel, "log-level", c.logLevel, "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", c.logFormat, "text or json")
+	c.shaping.addFlags(f)
 	f.DurationVar(&c.resyncInterval, "resync-interval", c.resyncInterval, "time between two full comparisons with what is in the kernel")
 }
 

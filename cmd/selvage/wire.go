@@ -70,7 +70,7 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 }
 
 // run runs all parts until ctx ends or one of them fails.
-func (a *agent) run(ctx context.Context, c config, api *rest.Config) error {
+func (a *agent) run(ctx context.Context, c config, api *rest.Config) (err error) {
 	b, err := link.NewBridges(link.Options{Logger: a.log, Observe: a.observeBridges})
 	if err != nil {
 		return err
@@ -91,18 +91,25 @@ func (a *agent) run(ctx context.Context, c config, api *rest.Config) error {
 	}
 	a.log.Info("selvage agent starts", "version", version, "node", c.policy.NodeName, "source", c.source(),
 		"markMask", (*markMask)(&c.policy.MarkMask).String(), "denyAction", c.policy.DenyAction, "podToNode", c.policy.PodToNode,
-		"sharedSetThreshold", c.policy.SharedAbove, "http", c.httpAddress)
+		"sharedSetThreshold", c.policy.SharedAbove, "http", c.httpAddress,
+		"bandwidth", c.shaping.enabled)
 	observe := a.observer()
 	source, err := a.openSource(c, api, observe)
 	if err != nil {
 		return err
 	}
+	a.bandwidth = a.newBandwidth(c)
+	defer func() { err = errors.Join(err, a.bandwidth.close()) }()
 	inf := informer.New(informer.Options{Source: source, Logger: a.log, ResyncInterval: c.resyncInterval, Observe: observe})
 	group.Go(func() error { return inf.Run(ctx, a.sync) })
 	group.Go(func() error { return b.Run(ctx) })
 	group.Go(func() error { return a.followBridges(ctx) })
 	group.Go(func() error { return attached.Run(ctx) })
 	group.Go(func() error { return a.followEngines(ctx, c.resyncInterval) })
+	if a.bandwidth != nil {
+		group.Go(func() error { return a.bandwidth.run(ctx) })
+		group.Go(func() error { return a.bandwidth.follow(ctx) })
+	}
 	if api != nil {
 		group.Go(func() error { a.source.askVersion(ctx, api, a.log); return nil })
 	}
@@ -147,6 +154,7 @@ func (a *agent) openSource(c config, api *rest.Config, observe informer.Observe)
 	}
 	a.problems.event = func(p policy.Problem) { r.send(policyNotice(p)) }
 	a.conditions.event = func(c condition) { r.send(nodeNotice(r.node, c.reason, c.message)) }
+	a.event = r.send
 	return informer.Kubernetes(api)
 }
 

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/selvage-net/selvage/informer/link"
+	"github.com/selvage-net/selvage/metrics"
+	"github.com/selvage-net/selvage/policy"
+	"github.com/selvage-net/selvage/shaping"
+	"github.com/selvage-net/selvage/shaping/tc"
+)
+
+// shapingConfig is what the agent can be told of the bandwidth of pods.
+type shapingConfig struct {
+	enabled  bool
+	defaults shaping.Limits
+	// exclude are blocks of addresses: traffic with them is not shaped.
+	exclude  []netip.Prefix
+	takeOver bool
+	// perPod has the metrics tell pods apart.
+	perPod bool
+	// netns are the directories of the files that lead to the pods' namespaces.
+	netns []string
+}
+
+// bandwidth has the shaper follow what the informer brings, and tells of what it
+// cannot do.
+type bandwidth struct {
+	log     *slog.Logger
+	metrics *metrics.Metrics
+	node    string
+	// event, if it is set, makes an Event.
+	event  func(notice)
+	shaper *tc.Shaper
+	finder *link.Finder
+	// told is what was said last, by what it is about.
+	told map[string]string
+}
+
+// newBandwidth returns nil if the kernel has no traffic control, or it is not
+// wanted. That is said, and does not stop the agent: policy goes on.
+func (a *agent) newBandwidth(c config) *bandwidth {
+	if !c.shaping.enabled {
+		return nil
+	}
+	b := &bandwidth{log: a.log, metrics: a.metrics, node: c.policy.NodeName, event: a.event, told: make(map[string]string)}
+	err := b.open(c)
+	if err == nil {
+		a.metrics.ReadBandwidth(b.samples, c.shaping.perPod)
+		return b
+	}
+	a.conditions.set("bandwidth", condition{
+		reason: reasonNoBandwidth, about: a.local.node,
+		message: "the bandwidth of pods is not shaped on this node: " + err.Error() +
+			": give the kernel traffic control (CONFIG_NET_SCHED, sch_tbf, sch_ingress, cls_u32, act_mirred, ifb), or the agent --bandwidth=false",
+	})
+	return nil
+}
+
+func (b *bandwidth) open(c config) (err error) {
+	if b.finder, err = link.NewFinder(link.FinderOptions{Dirs: c.shaping.netns, Logger: b.log}); err != nil {
+		return err
+	}
+	b.shaper, err = tc.New(tc.Options{
+		Logger: b.log, Find: b.find, Defaults: c.shaping.defaults, Exclude: c.shaping.exclude,
+		TakeOver: c.shaping.takeOver, ResyncInterval: c.resyncInterval, Observe: b.observe,
+	})
+	if err != nil {
+		err = errors.Join(err, b.finder.Close())
+	}
+	return err
+}
+
+func (b *bandwidth) close() error {
+	if b == nil {
+		return nil
+	}
+	return errors.Join(b.shaper.Close(), b.finder.Close())
+}
+
+// run shapes until ctx ends.
+func (b *bandwidth) run(ctx context.Context) error { return b.shaper.Run(ctx) }
+
+// follow tells the shaper of interfaces that come, go and change, until ctx ends.
+func (b *bandwidth) follow(ctx context.Context) error {
+	return b.finder.Run(ctx, func(c link.LinkChange) {
+		if !c.Namespaces {
+			b.shaper.Suspect(tc.Change{Index: c.Index, Port: c.PortID})
+		}
+		if !c.Gone {
+			b.shaper.Look()
+		}
+	})
+}
+
+// etherHeader is the size of the header of an Ethernet frame.
+const etherHeader = 14
+
+// find finds where a pod's traffic passes: at the node's end of its veth or, if it has
+// another kind of interface, in its own namespace.
+func (b *bandwidth) find(addrs []netip.Addr) (shaping.Interface, error) {
+	f, err := b.finder.Find(addrs)
+	if err != nil {
+		return shaping.Interface{}, err
+	}
+	at, end := shaping.Interface{NetNS: f.NetNS.Path, NetNSInode: f.NetNS.Inode}, f.Pod
+	if f.Host != nil {
+		at, end = shaping.Interface{}, *f.Host
+	}
+	at.Index, at.Name, at.Frame = end.Index, end.Name, end.MTU
+	if end.Ethernet {
+		at.Frame += etherHeader
+	}
+	return at, nil
+}
+
+// update tells the shaper what is new. The first call has everything.
+func (b *bandwidth) update(deltas []policy.Delta) {
+	if b == nil {
+		return
+	}
+	b.shaper.Change(func(m *shaping.Model) {
+		for _, d := range deltas {
+			switch o := d.Object.(type) {
+			case *policy.Namespace:
+				if d.Deleted {
+					m.SetNamespace(o.Name, nil)
+				} else {
+					m.SetNamespace(o.Name, o.Annotations)
+				}
+			case *policy.Pod:
+				key := shaping.Key{Namespace: o.Namespace, Name: o.Name}
+				if o.Node != b.node {
+					continue
+				}
+				if d.Deleted || o.Finished {
+					m.RemovePod(key)
+					continue
+				}
+				m.SetPod(shaping.Pod{
+					Key: key, UID: string(o.UID), Addrs: o.Addrs, HostNetwork: o.HostNetwork, Annotations: o.Annotations,
+				})
+			}
+		}
+	})
+}
+
+// ready says whether the pods are shaped for the first time.
+func (b *bandwidth) ready() error {
+	if b == nil || b.shaper.Ready() {
+		return nil
+	}
+	return errors.New("the bandwidth of the pods is not shaped yet")
+}
+
+// samples are for the metrics.
+func (b *bandwidth) samples() ([]metrics.Bandwidth, error) {
+	samples, err := b.shaper.Samples()
+	found := make([]metrics.Bandwidth, 0, len(samples))
+	for _, s := range samples {
+		found = append(found, metrics.Bandwidth{
+			Namespace: s.Pod.Namespace, Pod: s.Pod.Name, Direction: s.Direction.String(),
+			Bytes: s.Counters.Bytes, Packets: s.Counters.Packets, Drops: uint64(s.Counters.Drops), Overlimits: uint64(s.Counters.Overlimits),
+			BacklogBytes: float64(s.Counters.Backlog), LimitBytesPerSecond: float64(s.Rate) / 8,
+		})
+	}
+	return found, err
+}
+
+// unshapedReasons are those that the metric has.
+func unshapedReasons() []tc.Reason {
+	return []tc.Reason{tc.NoInterface, tc.HostNetwork, tc.ForeignQdisc, tc.NoPermission, tc.Refused}
+}
+
+// remark is something to say of an object, once as long as it stays the same.
+type remark struct {
+	about corev1.ObjectReference
+	// topic tells remarks on one object apart.
+	topic, reason, text string
+}
+
+// observe is told by the shaper how things are.
+func (b *bandwidth) observe(s tc.Status) {
+	m := metrics.ShapingStatus{
+		Shaped: s.Shaped, Invalid: len(s.Problems), Unshaped: make(map[string]int), Repaired: s.Repaired, Failed: s.Failed,
+	}
+	for _, r := range unshapedReasons() {
+		m.Unshaped[string(r)] = 0
+	}
+	var remarks []remark
+	for _, p := range s.Problems {
+		remarks = append(remarks, remark{
+			about: objectOf(p.Pod, p.UID), topic: p.Annotation, reason: "InvalidBandwidth",
+			text: p.Err.Error() + "; what was in force before, or else the default, stays in force",
+		})
+	}
+	for _, u := range s.Unshaped {
+		m.Unshaped[string(u.Reason)]++
+		remarks = append(remarks, remark{
+			about: objectOf(u.Pod.Key, u.Pod.UID), topic: "interface", reason: "BandwidthNotShaped",
+			text: "the pod's bandwidth is not limited: " + adviceFor(u),
+		})
+	}
+	b.metrics.SetShaping(m)
+	b.tell(remarks)
+}
+
+// adviceFor says what is the matter, and what to do.
+func adviceFor(u tc.Unshaped) string {
+	switch u.Reason {
+	case tc.NoInterface:
+		return u.Err.Error() + ": the agent finds interfaces by the files in --netns-dir, which it must see as the container runtime does (/run/netns of the node)"
+	case tc.NoPermission:
+		return u.Err.Error() + ": its interface is in its own network namespace (macvlan, ipvlan, VLAN or a physical one): give the agent the capability SYS_ADMIN to reach it"
+	case tc.HostNetwork, tc.ForeignQdisc, tc.Refused:
+	}
+	return u.Err.Error()
+}
+
+// objectOf refers to a pod or, if it has no name, to a namespace.
+func objectOf(k shaping.Key, uid string) corev1.ObjectReference {
+	if k.Name == "" {
+		return corev1.ObjectReference{APIVersion: "v1", Kind: "Namespace", Name: k.Namespace, UID: types.UID(uid)}
+	}
+	return corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: k.Namespace, Name: k.Name, UID: types.UID(uid)}
+}
+
+// tell says what is new, and what is over.
+func (b *bandwidth) tell(remarks []remark) {
+	before := b.told
+	b.told = make(map[string]string, len(remarks))
+	for _, r := range remarks {
+		name := cmp.Or(r.about.Namespace, "-") + "/" + r.about.Name
+		key := r.about.Kind + " " + name + " " + r.topic
+		b.told[key] = r.text
+		if before[key] == r.text {
+			continue
+		}
+		b.log.Warn("bandwidth is not limited as it is written", "reason", r.reason, "kind", r.about.Kind, "name", name, "err", r.text)
+		if b.event != nil {
+			b.event(notice{about: r.about, action: "Shape", reason: r.reason, note: r.text})
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(before)) {
+		if _, ok := b.told[key]; !ok {
+			b.log.Info("bandwidth is no longer in doubt", "about", key)
+		}
+	}
+}
