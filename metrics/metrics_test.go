@@ -32,6 +32,14 @@ func scene() *Metrics {
 	m.SetOtherEngine("calico", true)
 	m.SetOtherEngine("weave", false)
 	m.SetConditions("PodsNotEnforced", 1)
+	m.SetShaping(ShapingStatus{Shaped: 7, Invalid: 1, Unshaped: map[string]int{"HostNetwork": 0, "NoInterface": 2}, Repaired: 1, Failed: 1})
+	m.SetShaping(ShapingStatus{Shaped: 8, Invalid: 2, Unshaped: map[string]int{"HostNetwork": 0, "NoInterface": 3}, Repaired: 4, Failed: 1})
+	m.ReadBandwidth(func() ([]Bandwidth, error) {
+		return []Bandwidth{{
+			Namespace: "shop", Pod: "web", Direction: "egress", Bytes: 1_000_000, Packets: 900, Drops: 3, Overlimits: 40,
+			BacklogBytes: 3028, LimitBytesPerSecond: 1_250_000,
+		}}, nil
+	}, false)
 	m.Synced(Sync{Failed: ReasonUnknown, Duration: 3 * time.Millisecond, Batches: 1, Messages: 10})
 	m.Synced(Sync{Failed: ReasonRefused, Duration: 30 * time.Millisecond})
 	m.Synced(Sync{

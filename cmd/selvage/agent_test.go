@@ -73,8 +73,17 @@ func startAgent(t *testing.T, manifests string) *running {
 
 func startAgentWith(t *testing.T, args ...string) *running {
 	t.Helper()
-	r := &running{log: new(bytes.Buffer), done: make(chan error, 1)}
-	r.cmd = selvage(os.Args[0], args...)
+	return startCommand(t, selvage(os.Args[0], args...))
+}
+
+// startCommand runs a command line that becomes an agent.
+func startCommand(t *testing.T, cmd *exec.Cmd) *running {
+	t.Helper()
+	r := &running{cmd: cmd, log: new(bytes.Buffer), done: make(chan error, 1)}
+	if len(cmd.Env) == 0 {
+		cmd.Env = append(os.Environ(), asProgram+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	}
 	r.cmd.Stderr = r.log
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
