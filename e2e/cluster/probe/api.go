@@ -35,6 +35,9 @@ const (
 	Failed Outcome = "failed"
 )
 
+// TimedOut is the text of the error of what was not answered in time.
+const TimedOut = "timeout"
+
 // Try is one new connection to an address (host:port).
 type Try struct {
 	Kind Kind   `json:"kind"`
@@ -91,10 +94,14 @@ type Progress struct {
 	Gap time.Duration `json:"gap"`
 	// Retransmits is what TCP sent again, in a flow of kind TCP.
 	Retransmits uint32 `json:"retransmits"`
+	// Overflowed is how many answers the flow's own sockets had no room for, in a
+	// flow of kind UDP or NewUDP. Their requests are among those that get lost.
+	Overflowed uint64 `json:"overflowed"`
 	// Ended is why the connection of a flow of kind TCP has ended; empty while it
 	// lives.
 	Ended string `json:"ended,omitempty"`
-	// Errors counts what else went wrong, by what the system said.
+	// Errors counts what else went wrong, by what the system said; in a flow of
+	// kind NewTCP or NewUDP what was lost is among it, as TimedOut.
 	Errors map[string]uint64 `json:"errors,omitempty"`
 	// By counts answers by the probe that gave them.
 	By map[string]uint64 `json:"by,omitempty"`

@@ -54,6 +54,12 @@ func (c *Client) Arrivals(ctx context.Context) (all map[string]Arrival, err erro
 	return all, err
 }
 
+// Overflowed tells how many datagrams the probe's UDP servers had no room for.
+func (c *Client) Overflowed(ctx context.Context) (n uint64, err error) {
+	err = c.do(ctx, http.MethodGet, "/overflowed", nil, &n)
+	return n, err
+}
+
 // Lookup looks a name up, many times.
 func (c *Client) Lookup(ctx context.Context, l Lookups) (r LookupResult, err error) {
 	err = c.do(ctx, http.MethodPost, "/lookups", l, &r)

@@ -29,6 +29,7 @@ type Control struct {
 //	GET    /flows/TOKEN   Progress
 //	DELETE /flows/TOKEN   stops it; Progress
 //	GET    /arrivals      map of tokens to Arrival
+//	GET    /overflowed    number of datagrams
 //	POST   /lookups       Lookups to LookupResult
 func (c *Control) Handler() http.Handler {
 	mux := http.NewServeMux()
@@ -47,6 +48,14 @@ func (c *Control) Handler() http.Handler {
 		return r.finish()
 	}))
 	mux.HandleFunc("GET /arrivals", func(w http.ResponseWriter, _ *http.Request) { reply(w, c.Server.Arrivals()) })
+	mux.HandleFunc("GET /overflowed", func(w http.ResponseWriter, _ *http.Request) {
+		n, err := c.Server.Overflowed()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		reply(w, n)
+	})
 	mux.HandleFunc("POST /lookups", post(func(r *http.Request, l Lookups) (any, error) {
 		return l.Run(r.Context(), c.Dial), nil
 	}))

@@ -11,4 +11,8 @@
 // no answer came, which on a loaded machine may mean nothing; the serving side
 // knows whether it arrived. Everything that is sent therefore begins with a
 // token, and a server counts arrivals by token.
+//
+// Whether something was lost is judged at both ends, too. On a loaded machine a
+// process may not run for so long that its UDP socket overflows: what the kernel
+// drops there is counted, and told apart from what never came that far.
 package probe

@@ -74,12 +74,24 @@ func (r *running) progress() Progress {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sweep(time.Now())
+	r.count()
 	p := r.p
 	p.Errors, p.By = maps.Clone(r.p.Errors), maps.Clone(r.p.By)
-	if tcp, ok := r.conn.(*net.TCPConn); ok {
-		p.Retransmits = retransmits(tcp)
-	}
 	return p
+}
+
+// count asks the kernel what it knows of the connection that the flow keeps to.
+// The caller holds the lock.
+func (r *running) count() {
+	switch c := r.conn.(type) {
+	case *net.TCPConn:
+		r.p.Retransmits = retransmits(c)
+	case *net.UDPConn:
+		// What it does not tell passes for lost on the way.
+		if n, err := overflowed(c); err == nil {
+			r.p.Overflowed = n
+		}
+	}
 }
 
 // sweep counts as lost what has waited too long. The caller holds the lock.
@@ -175,11 +187,26 @@ func (r *running) request(n uint64) {
 		}
 	}
 	by, _, err := exchange(ctx, c, fmt.Sprintf("%s %d", r.Token, n))
+	if udp, ok := c.(*net.UDPConn); ok {
+		r.part(udp)
+	}
 	if err != nil {
 		r.failed(err)
 		return
 	}
 	r.answered(n, by)
+}
+
+// part adds what one of many sockets had no room for. What the kernel does not
+// tell passes for lost on the way.
+func (r *running) part(c *net.UDPConn) {
+	n, err := overflowed(c)
+	if err != nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.p.Overflowed += n
 }
 
 // onOne keeps to one connection, or socket.
@@ -226,9 +253,7 @@ func (r *running) waiting() bool {
 func (r *running) release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if tcp, ok := r.conn.(*net.TCPConn); ok {
-		r.p.Retransmits = retransmits(tcp)
-	}
+	r.count()
 	r.conn = nil
 }
 
@@ -238,6 +263,10 @@ func (r *running) open(ctx context.Context) (net.Conn, error) {
 	c, err := r.dial(ctx, r.Kind.Network(), r.To)
 	if err != nil {
 		return nil, err
+	}
+	// A socket of onMany waits for one answer alone, and needs no more room.
+	if udp, ok := c.(*net.UDPConn); ok {
+		widen(udp)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

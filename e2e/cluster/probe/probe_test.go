@@ -18,6 +18,15 @@ import (
 // and the address of the echo servers, for TCP and UDP alike.
 func open(t *testing.T) (*probe.Client, string) {
 	t.Helper()
+	var d net.Dialer
+	c, udp := openBy(t, d.DialContext)
+	return c, udp.LocalAddr().String()
+}
+
+// openBy is open with another way of opening connections; it returns the UDP
+// server's socket.
+func openBy(t *testing.T, dial probe.DialFunc) (*probe.Client, *net.UDPConn) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -30,10 +39,9 @@ func open(t *testing.T) (*probe.Client, string) {
 	s := &probe.Server{Name: "server"}
 	go s.ServeTCP(t.Context(), l)
 	go s.ServeUDP(t.Context(), c)
-	var d net.Dialer
-	control := httptest.NewServer((&probe.Control{Base: t.Context(), Server: s, Dial: d.DialContext}).Handler())
+	control := httptest.NewServer((&probe.Control{Base: t.Context(), Server: s, Dial: dial}).Handler())
 	t.Cleanup(control.Close)
-	return &probe.Client{HTTP: control.Client(), URL: control.URL}, l.Addr().String()
+	return &probe.Client{HTTP: control.Client(), URL: control.URL}, c
 }
 
 // silent is a TCP and UDP address that nothing comes back from: a UDP socket

@@ -21,6 +21,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	arrivals map[string]*Arrival
+	sockets  []*net.UDPConn
 }
 
 // Arrivals returns what came so far, by token.
@@ -34,6 +35,22 @@ func (s *Server) Arrivals() map[string]Arrival {
 		all[token] = seen
 	}
 	return all
+}
+
+// Overflowed returns how many datagrams the sockets of ServeUDP had no room for
+// since they were opened. It fails once one of them is closed.
+func (s *Server) Overflowed() (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var sum uint64
+	for _, c := range s.sockets {
+		n, err := overflowed(c)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
 }
 
 // note remembers a line or datagram and returns the answer to it.
@@ -92,6 +109,10 @@ func (s *Server) echo(c net.Conn) {
 // ServeUDP answers every datagram until ctx ends or the socket is closed.
 func (s *Server) ServeUDP(ctx context.Context, c *net.UDPConn) {
 	defer context.AfterFunc(ctx, func() { c.Close() })()
+	widen(c)
+	s.mu.Lock()
+	s.sockets = append(s.sockets, c)
+	s.mu.Unlock()
 	buf := make([]byte, 2048)
 	for {
 		n, from, err := c.ReadFromUDPAddrPort(buf)

@@ -109,7 +109,7 @@ func text(err error) string {
 	case errors.As(err, &errno):
 		return errno.Error()
 	case judge(err) == Dropped:
-		return "timeout"
+		return TimedOut
 	}
 	return err.Error()
 }
