@@ -147,7 +147,7 @@ func cleanupTables() (bool, error) {
 }
 
 func cleanupQueues() (int, error) {
-	conn, err := tc.Open("")
+	conn, err := tc.Open()
 	if err != nil {
 		return 0, err
 	}

@@ -3,6 +3,7 @@ package tc
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -11,6 +12,8 @@ import (
 	"github.com/florianl/go-tc/core"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/selvage-net/selvage/shaping"
 )
 
 // timeout is how long an answer is waited for. The kernel answers before it returns
@@ -29,19 +32,37 @@ type Conn struct {
 // include/net/pkt_sched.h).
 var setClock = sync.OnceFunc(func() { core.SetClockParameters(1, 1000.0/64) })
 
-// Open connects to the network namespace that a file leads to, or to the caller's if
-// that is empty. Another one takes CAP_SYS_ADMIN, or else the error is ErrPermission.
-func Open(netns string) (*Conn, error) {
-	setClock()
-	fd := 0
-	if netns != "" {
-		f, err := os.Open(netns)
-		if err != nil {
-			return nil, fmt.Errorf("network namespace: %w", err)
-		}
-		defer f.Close()
-		fd = int(f.Fd())
+// Open connects to the caller's network namespace.
+func Open() (*Conn, error) { return open(0) }
+
+// OpenAt connects to the network namespace of an interface. One that is not the
+// caller's takes CAP_SYS_ADMIN, or else the error is ErrPermission; it lives at least
+// as long as the connection, which therefore should not last.
+func OpenAt(at shaping.Interface) (*Conn, error) {
+	if at.NetNS == "" {
+		return Open()
 	}
+	f, err := os.Open(at.NetNS)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	defer f.Close()
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", at.NetNS, err)
+	}
+	if stat.Ino != at.NetNSInode {
+		return nil, fmt.Errorf("%w: %s leads to another network namespace by now", ErrGone, at.NetNS)
+	}
+	return open(int(f.Fd()))
+}
+
+// open connects to the network namespace of a descriptor, or the caller's if it is 0.
+func open(fd int) (*Conn, error) {
+	setClock()
 	n, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: fd})
 	if err != nil {
 		return nil, wrap("open rtnetlink", err)

@@ -27,7 +27,7 @@ func TestReadBack(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	c := open(t, "")
+	c := connect(t, shaping.Interface{})
 	o := options(t, c)
 	p := addPod(t, 1)
 	for _, rate := range []shaping.Rate{shaping.MinRate, 64 * k, m, 10 * m, 100 * m, g, 5 * g, math.MaxUint32 * 8, 40 * g, 1000 * g, shaping.MaxRate} {
@@ -80,7 +80,7 @@ func TestFQCodel(t *testing.T) {
 		return
 	}
 	before := isolate.Sh(t, "tc qdisc show dev lo")
-	has := options(t, open(t, "")).FQCodel
+	has := options(t, connect(t, shaping.Interface{})).FQCodel
 	if after := isolate.Sh(t, "tc qdisc show dev lo"); after != before {
 		t.Errorf("the probe changed the loopback: %s", after)
 	}
@@ -97,7 +97,7 @@ func TestChangeLosesNothing(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	c := open(t, "")
+	c := connect(t, shaping.Interface{})
 	o := options(t, c)
 	p := addPod(t, 1)
 	s := newSockets(t, p, false)
@@ -129,7 +129,7 @@ func TestRemovalLosesNothing(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	c := open(t, "")
+	c := connect(t, shaping.Interface{})
 	p := addPod(t, 1)
 	s := newSockets(t, p, false)
 	before := isolate.Sh(t, "tc qdisc show; ip -br link")
@@ -153,7 +153,7 @@ func TestForeign(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	c := open(t, "")
+	c := connect(t, shaping.Interface{})
 	o := options(t, c)
 	both, none := shaping.Limits{{Rate: m}, {Rate: m}}, shaping.Limits{}
 	for i, tt := range []struct {
@@ -205,7 +205,7 @@ func TestHookOfOthers(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	c := open(t, "")
+	c := connect(t, shaping.Interface{})
 	p := addPod(t, 1)
 	bring(t, c, p, shaping.Limits{shaping.Egress: {Rate: m}}, shaping.Options{}, false)
 	isolate.Sh(t, "tc filter add dev veth1 egress pref 8 u32 match ip dst 192.0.2.1 flowid 1:1")
@@ -221,7 +221,7 @@ func TestExclude(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	c := open(t, "")
+	c := connect(t, shaping.Interface{})
 	p := addPod(t, 1)
 	v4, v6 := newSockets(t, p, false), newSockets(t, p, true)
 	counted := func(d shaping.Direction) int64 { return rootShown(t, "", p.ifb(d)).Packets }
@@ -267,13 +267,9 @@ func TestInPod(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	isolate.Sh(t, `ip link add uplink type veth peer name other; ip link set uplink up; ip link set other up
-		ip netns add mac; ip link add eth0 link uplink netns mac type macvlan mode bridge; ip -n mac link set eth0 up`)
-	at := shaping.Interface{NetNS: "/run/netns/mac", NetNSInode: 1, Frame: 1514, Name: "eth0"}
-	pod{name: "mac"}.within(t, func() error { at.Index = interfaceNamed(t, "eth0").Index; return nil })
-	c := open(t, at.NetNS)
+	p := addMacvlan(t)
+	c := connect(t, p.at)
 	o := options(t, c)
-	p := pod{name: "mac", at: at, addr: netip.MustParseAddr("10.1.0.1")}
 	limits := shaping.Limits{{Rate: 10 * m}, {Rate: 20 * m}}
 	bring(t, c, p, limits, o, false)
 	if again, _ := bring(t, c, p, limits, o, false); len(again) > 0 {
@@ -303,15 +299,18 @@ func TestErrors(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	if _, err := Open("/run/netns/none"); err == nil {
-		t.Error("opened what is not there")
+	isolate.Sh(t, "ip netns add another")
+	for name, at := range map[string]shaping.Interface{"not there": {NetNS: "/run/netns/none"}, "another one": {NetNS: "/run/netns/another", NetNSInode: 1}} {
+		if _, err := OpenAt(at); !errors.Is(err, ErrGone) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	for errno, want := range map[unix.Errno]error{unix.EPERM: ErrPermission, unix.EACCES: ErrPermission, unix.ENOENT: unix.ENOENT} {
 		if err := wrap("try", fmt.Errorf("kernel: %w", errno)); !errors.Is(err, want) || !errors.Is(err, errno) {
 			t.Errorf("%v becomes %v", errno, err)
 		}
 	}
-	c := open(t, "")
+	c := connect(t, shaping.Interface{})
 	p := addPod(t, 1)
 	plan := shaping.NewPlan(p.shaped(), shaping.Limits{{Rate: m}, {Rate: m}}, p.at, shaping.Options{})
 	steps, _ := shaping.Diff(plan, shaping.State{}, false)
@@ -342,7 +341,7 @@ func TestDoomedStrangers(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	c := open(t, "")
+	c := connect(t, shaping.Interface{})
 	p := addPod(t, 1)
 	isolate.Sh(t, fmt.Sprintf("ip link add stranger group %d type ifb", doomedGroup))
 	bring(t, c, p, shaping.Limits{{Rate: m}, {Rate: m}}, shaping.Options{}, false)

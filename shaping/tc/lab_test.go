@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/selvage-net/selvage/informer/link/isolate"
 	"github.com/selvage-net/selvage/shaping"
@@ -53,6 +54,24 @@ func addPod(t testing.TB, n int) pod {
 	return p
 }
 
+// addMacvlan makes a pod whose interface has no end on the node. It has a veth besides
+// whose end on the node, "alive", is there as long as the pod's namespace.
+func addMacvlan(t testing.TB) pod {
+	t.Helper()
+	isolate.Sh(t, `ip link add uplink type veth peer name other; ip link set uplink up; ip link set other up
+		ip netns add mac; ip link add eth0 link uplink netns mac type macvlan mode bridge; ip -n mac link set eth0 up
+		ip link add alive type veth peer name alive netns mac`)
+	p := pod{name: "mac", addr: netip.MustParseAddr("10.1.0.99")}
+	p.within(t, func() error { p.at = interfaceNamed(t, "eth0"); return nil })
+	var stat unix.Stat_t
+	p.at.NetNS = "/run/netns/mac"
+	if err := unix.Stat(p.at.NetNS, &stat); err != nil {
+		t.Fatal(err)
+	}
+	p.at.NetNSInode = stat.Ino
+	return p
+}
+
 // interfaceNamed returns an interface of the node.
 func interfaceNamed(t testing.TB, name string) shaping.Interface {
 	t.Helper()
@@ -89,10 +108,10 @@ func (p pod) within(t testing.TB, f func() error) {
 	}
 }
 
-// open opens a connection that ends with the test.
-func open(t testing.TB, netns string) *Conn {
+// connect opens a connection that ends with the test.
+func connect(t testing.TB, at shaping.Interface) *Conn {
 	t.Helper()
-	c, err := Open(netns)
+	c, err := OpenAt(at)
 	if err != nil {
 		t.Fatal(err)
 	}

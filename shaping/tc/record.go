@@ -23,8 +23,6 @@ type record struct {
 	by      uint32
 	// indices are the interfaces whose queues are the pod's, to count them.
 	indices map[int]counted
-	// conn is for an interface in the pod's own namespace.
-	conn *Conn
 	// failed is why the plan is not in force, since when, and when it is tried again.
 	failed  error
 	since   time.Time
@@ -35,15 +33,6 @@ type record struct {
 // backoff is the pace of tries.
 func backoff() wait.Backoff {
 	return wait.Backoff{Duration: 20 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 16, Cap: 5 * time.Second}
-}
-
-func (r *record) close() error {
-	if r.conn == nil {
-		return nil
-	}
-	err := r.conn.Close()
-	r.conn = nil
-	return err
 }
 
 // concerned tells whether any of some interfaces is the pod's, and who changed it.
@@ -84,7 +73,6 @@ func (s *Shaper) reconcilePod(k shaping.Key, look look, now time.Time) {
 		r.failed, r.since, r.backoff = nil, time.Time{}, backoff()
 		if !limits.Any() {
 			delete(s.pods, k)
-			s.close(r)
 		}
 		return
 	}
@@ -108,22 +96,18 @@ func (s *Shaper) reconcilePod(k shaping.Key, look look, now time.Time) {
 var errPlace = errors.New("no place to shape")
 
 // bring brings a pod into the state that it shall have, or says why it cannot.
-func (s *Shaper) bring(r *record, pod shaping.Pod, limits shaping.Limits, look look) error {
+func (s *Shaper) bring(r *record, pod shaping.Pod, limits shaping.Limits, look look) (err error) {
 	at, err := s.find(pod)
 	if err != nil {
 		return err
 	}
-	if r.plan.Interface.NetNS != at.NetNS || r.plan.Interface.NetNSInode != at.NetNSInode {
-		s.close(r)
-	}
 	conn := s.node
 	if at.NetNS != "" {
-		if r.conn == nil {
-			if r.conn, err = Open(at.NetNS); err != nil {
-				return err
-			}
+		if conn, err = OpenAt(at); err != nil {
+			return err
 		}
-		conn, look = r.conn, r.conn.qdisc
+		defer func() { err = errors.Join(err, conn.Close()) }()
+		look = conn.qdisc
 	}
 	plan := shaping.NewPlan(pod, limits, at, shaping.Options{Exclude: s.options.Exclude, FQCodel: s.fqCodel})
 	known := r.settled && !r.suspect && r.plan.Interface == at
@@ -200,7 +184,6 @@ func (r *record) refuses(d shaping.Direction) bool {
 // there, or be gone with its queue; its IFBs go in any case.
 func (s *Shaper) forget(k shaping.Key, r *record) {
 	delete(s.pods, k)
-	defer s.close(r)
 	if r.plan.Interface.NetNS != "" {
 		return // everything goes with the namespace
 	}
@@ -220,11 +203,4 @@ func (s *Shaper) forget(k shaping.Key, r *record) {
 	if err != nil && !gone(err) {
 		s.fail(fmt.Errorf("remove the shaping of pod %s, which is gone: %w", k, err))
 	}
-}
-
-func (s *Shaper) close(r *record) {
-	if err := r.close(); err != nil {
-		s.options.Logger.Debug("cannot close the connection to a pod's namespace", "err", err)
-	}
-	r.state, r.settled, r.indices = shaping.State{}, false, nil
 }

@@ -121,10 +121,10 @@ func New(o Options) (*Shaper, error) {
 		model: shaping.NewModel(o.Defaults), pods: make(map[shaping.Key]*record),
 	}
 	var err error
-	if s.node, err = Open(""); err != nil {
+	if s.node, err = Open(); err != nil {
 		return nil, err
 	}
-	if s.sampler, err = Open(""); err != nil {
+	if s.sampler, err = Open(); err != nil {
 		return nil, errors.Join(err, s.node.Close())
 	}
 	if s.fqCodel, err = s.node.HasFQCodel(); err != nil {
@@ -135,11 +135,7 @@ func New(o Options) (*Shaper, error) {
 
 // Close closes the connections. Run must have ended.
 func (s *Shaper) Close() error {
-	var errs []error
-	for _, r := range s.pods {
-		errs = append(errs, r.close())
-	}
-	return errors.Join(append(errs, s.node.Close(), s.sampler.Close())...)
+	return errors.Join(s.node.Close(), s.sampler.Close())
 }
 
 // Change has f tell the model what is new. The first call must tell of everything

@@ -113,7 +113,7 @@ func TestRestart(t *testing.T) {
 
 	listen := func() (stop func() int) {
 		ctx, cancel := context.WithCancel(t.Context())
-		c := open(t, "")
+		c := connect(t, shaping.Interface{})
 		var mu sync.Mutex
 		n := 0
 		done := make(chan error)
@@ -180,7 +180,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("somebody's htb has become %+v", q)
 	}
 	stop()
-	if n, err := open(t, "").Cleanup(); err != nil || n == 0 {
+	if n, err := connect(t, shaping.Interface{}).Cleanup(); err != nil || n == 0 {
 		t.Errorf("cleaned up %d: %v", n, err)
 	}
 	if show := isolate.Sh(t, "tc qdisc show"); strings.Contains(show, "tbf") || strings.Contains(show, "clsact") || !strings.Contains(show, "htb") || ifbs(t) != "" {
@@ -282,11 +282,7 @@ func TestSamples(t *testing.T) {
 	if !isolate.Test(t) {
 		return
 	}
-	p := addPod(t, 1)
-	isolate.Sh(t, `ip link add uplink type veth peer name other; ip link set uplink up; ip link set other up
-		ip netns add mac; ip link add eth0 link uplink netns mac type macvlan mode bridge; ip -n mac link set eth0 up`)
-	mac := pod{name: "mac", addr: netip.MustParseAddr("10.1.0.99"), at: shaping.Interface{NetNS: "/run/netns/mac", NetNSInode: 1, Frame: 1514, Name: "eth0"}}
-	mac.within(t, func() error { mac.at.Index = interfaceNamed(t, "eth0").Index; return nil })
+	p, mac := addPod(t, 1), addMacvlan(t)
 	s, observed := newShaper(t, Options{}, p, mac)
 	start(t, s)
 	set(s, limited("10M", "20M"), p, mac)
@@ -327,11 +323,14 @@ func TestSamples(t *testing.T) {
 	if r := after["mac egress"].Rate; r != 20*m {
 		t.Errorf("rate %s", r)
 	}
-	remove(s, mac)
-	until(t, observed, "gone", shaped(1))
+	// Whoever is connected to a namespace keeps it alive.
+	isolate.Sh(t, "ip netns del mac")
+	eventually(t, "the end of the namespace", func() bool { return !strings.Contains(isolate.Sh(t, "ip -br link"), "alive") })
 	if n := len(read()); n != 2 {
 		t.Errorf("%d samples", n)
 	}
+	remove(s, mac)
+	until(t, observed, "gone", shaped(1))
 }
 
 // TestMany shapes 250 pods at once, changes them all, and has them go.

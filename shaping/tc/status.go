@@ -33,7 +33,7 @@ func (s *Shaper) adopt() {
 		}
 		conn, look := s.node, look
 		if at.NetNS != "" {
-			if conn, err = Open(at.NetNS); err != nil {
+			if conn, err = OpenAt(at); err != nil {
 				continue
 			}
 			look = conn.qdisc
@@ -141,13 +141,13 @@ func (s *Shaper) Samples() ([]Sample, error) {
 	var samples []Sample
 	s.working.Lock()
 	for _, r := range s.pods {
-		if r.conn == nil {
+		if r.plan.Interface.NetNS == "" {
 			for index, c := range r.indices {
 				places[index] = c
 			}
 			continue
 		}
-		found, err := r.conn.sample(r.indices)
+		found, err := sampleIn(r.plan.Interface, r.indices)
 		if err != nil && !gone(err) {
 			s.working.Unlock()
 			return nil, err
@@ -159,4 +159,17 @@ func (s *Shaper) Samples() ([]Sample, error) {
 	defer s.sampling.Unlock()
 	found, err := s.sampler.sample(places)
 	return append(samples, found...), err
+}
+
+// sampleIn reads the counters of queues in a pod's own namespace.
+func sampleIn(at shaping.Interface, places map[int]counted) ([]Sample, error) {
+	if len(places) == 0 {
+		return nil, nil
+	}
+	c, err := OpenAt(at)
+	if err != nil {
+		return nil, err
+	}
+	found, err := c.sample(places)
+	return found, errors.Join(err, c.Close())
 }
