@@ -23,6 +23,9 @@ GOTESTFLAGS ?=
 BACKEND ?= vxlan
 # More flags for the run of `make e2e`, e.g. E2EFLAGS='--suites=cluster --focus=DNS'.
 E2EFLAGS ?=
+# What `make test-vm` tests, and more flags for its run, e.g. VMFLAGS='--kernel=6.12 --verbose'.
+VM_PACKAGES ?= ./shaping/tc ./informer/link ./policy/nft
+VMFLAGS ?=
 # How long each fuzz target runs.
 FUZZTIME ?= 10s
 # How much `make verify` tries. On the tracer: worlds for each of 7 variants of
@@ -41,7 +44,7 @@ build: ## build the static binary bin/selvage
 
 .PHONY: deps
 deps: ## install the tools that the tests use (Debian, root; nothing if they are there)
-	@.ci/install nft:nftables ip:iproute2 conntrack:conntrack sysctl:procps nsenter:util-linux iptables:iptables
+	@.ci/install nft:nftables ip:iproute2 conntrack:conntrack sysctl:procps nsenter:util-linux iptables:iptables iperf3:iperf3
 
 .PHONY: test
 test: deps ## run all tests but those that need a cluster
@@ -105,6 +108,12 @@ cluster-down: ## remove the cluster of `make cluster`
 e2e: e2e-build ## judge Selvage on a cluster of its own: upstream's NetworkPolicy suite and our specs (BACKEND)
 	bin/e2e --backend '$(BACKEND)' $(E2EFLAGS)
 
+.PHONY: test-vm
+test-vm: deps ## run what touches the kernel on those of Debian, 6.1 and 6.12, in virtual machines (VM_PACKAGES)
+	@.ci/install qemu-system-x86_64:qemu-system-x86 depmod:kmod find:findutils xz:xz-utils
+	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/vm ./cmd/vm
+	bin/vm test $(VMFLAGS) $(VM_PACKAGES)
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME
 	@GO='$(GO)' .ci/fuzz $(FUZZTIME) . e2e
@@ -118,6 +127,11 @@ verify: deps ## a million random checks on the tracer and ten thousand in the ke
 bench-policy: deps build ## measure the policy data plane beside its baselines
 	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/bench-policy ./cmd/bench-policy
 	bin/bench-policy
+
+.PHONY: bench-shaping
+bench-shaping: deps ## measure how well bandwidth is held and what it costs, beside the CNI's bandwidth plugin
+	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/bench-shaping ./cmd/bench-shaping
+	bin/bench-shaping
 
 .PHONY: clean
 clean: ## remove what was built

@@ -3,6 +3,10 @@ module github.com/selvage-net/selvage/e2e
 go 1.26.0
 
 require (
+	github.com/cavaliergopher/cpio v1.0.1
+	github.com/google/go-containerregistry v0.22.1
+	github.com/guptarohit/asciigraph v0.10.0
+	github.com/jedib0t/go-pretty/v6 v6.8.3
 	github.com/mdlayher/netlink v1.11.2
 	github.com/prometheus/procfs v0.22.0
 	github.com/selvage-net/selvage v0.0.0
@@ -19,11 +23,14 @@ require (
 )
 
 require (
-	github.com/google/go-containerregistry v0.22.1 // indirect
+	github.com/florianl/go-tc v0.4.7 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
+	github.com/josharian/native v1.1.0 // indirect
 	github.com/klauspost/compress v1.20.2 // indirect
+	github.com/mattn/go-runewidth v0.0.16 // indirect
 	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/opencontainers/image-spec v1.1.1 // indirect
+	github.com/rivo/uniseg v0.4.7 // indirect
 )
 
 require (

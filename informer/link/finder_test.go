@@ -306,7 +306,7 @@ func TestFinderRecreated(t *testing.T) {
 		}
 		before = after
 	}
-	isolate.Sh(t, "ip link set va name renamed; ip link set renamed mtu 1399")
+	isolate.Sh(t, "ip link set va down; ip link set va name renamed; ip link set renamed up; ip link set renamed mtu 1399")
 	if got := where(f, "10.1.0.1"); got != "a eth0(veth) host renamed(veth)" {
 		t.Error(got)
 	}

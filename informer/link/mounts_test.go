@@ -72,7 +72,7 @@ func TestFinderRun(t *testing.T) {
 			t.Errorf("not on the bridge any more, and told to be gone: %+v", c)
 		}
 	}
-	isolate.Sh(t, "ip link set one name uno; ip link set uno name one")
+	isolate.Sh(t, "ip link set one down; ip link set one name uno; ip link set uno name one")
 	awaitChange(t, changes, "renamed", func(c LinkChange) bool { return c.Index == index && c.Name == "uno" })
 	isolate.Sh(t, "ip link del one")
 	last := awaitChange(t, changes, "deleted", one(true))

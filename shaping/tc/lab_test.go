@@ -93,12 +93,14 @@ func (p pod) within(t testing.TB, f func() error) {
 	t.Helper()
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		ns, err := netns.GetFromName(p.name)
+		runtime.LockOSThread()
+		home, err := netns.Get()
 		if err == nil {
-			defer ns.Close()
-			if err = netns.Set(ns); err == nil {
-				err = f()
+			defer home.Close()
+			err = p.enter(f)
+			// Should that fail, the thread stays locked, and ends with the goroutine.
+			if back := netns.Set(home); back == nil {
+				runtime.UnlockOSThread()
 			}
 		}
 		done <- err
@@ -106,6 +108,19 @@ func (p pod) within(t testing.TB, f func() error) {
 	if err := <-done; err != nil {
 		t.Fatalf("in %s: %v", p.name, err)
 	}
+}
+
+// enter moves the thread into the pod's namespace, and calls f there.
+func (p pod) enter(f func() error) error {
+	ns, err := netns.GetFromName(p.name)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := netns.Set(ns); err != nil {
+		return err
+	}
+	return f()
 }
 
 // connect opens a connection that ends with the test.
