@@ -20,6 +20,41 @@ func (s State) Limits(at Interface) Limits {
 	return l
 }
 
+// Narrowing returns the queues that are on the way to a lesser burst, and wait for
+// being empty.
+func (s State) Narrowing() []*Queue {
+	var found []*Queue
+	add := func(q *Queue) {
+		if q != nil && q.Bucket.Largest != 0 {
+			found = append(found, q)
+		}
+	}
+	add(s.Root.Queue)
+	for _, ifb := range s.IFBs {
+		add(ifb.Queue)
+	}
+	return found
+}
+
+// Repairs tells whether steps from this state put right what somebody else did, if the
+// plan is as it was. To finish what narrowed began is no repair.
+func (s State) Repairs(steps []Step) bool {
+	for _, step := range steps {
+		q := s.Root.Queue
+		if step.Device != "" {
+			q = s.IFBs[step.Device].Queue
+		}
+		switch {
+		case q == nil || q.Bucket.Largest == 0:
+			return true
+		case q.Stuck:
+		case step.Op != SetQueue || step.Queue.Bucket.Rate != q.Bucket.Rate || step.Queue.Bucket.Burst != q.Bucket.Largest:
+			return true
+		}
+	}
+	return false
+}
+
 // After returns the state after steps at an interface that was in this one.
 func (s State) After(steps []Step) State {
 	s.IFBs = maps.Clone(s.IFBs)

@@ -16,6 +16,25 @@ type Bucket struct {
 	Burst uint32
 	// Limit is how many bytes may wait.
 	Limit uint32
+	// Largest, if it is not 0, is less than Burst, and packets are cut from that size
+	// on. See narrowed.
+	Largest uint32
+}
+
+// narrowed returns a bucket on the way from another one to b, whose burst is less. What
+// waits may be larger than b's burst, and would wait for ever: there are never tokens
+// enough for it (tbf_dequeue). This bucket has b's rate and lets nothing in that b
+// would not, but lets out what is there.
+func (b Bucket) narrowed(from Bucket) Bucket {
+	b.Largest = b.Burst
+	// Whatever the burst was, packets are hardly larger; and a change fills the bucket.
+	b.Burst = min(from.Burst, maxPacket)
+	return b
+}
+
+// narrows tells whether what waits in another bucket may be too large for b.
+func (b Bucket) narrows(from Bucket) bool {
+	return min(from.Burst, maxPacket) > b.Burst && !b.same(from)
 }
 
 // What bursts and queues are made from. They were measured from 1 Mbit/s to 5
@@ -38,9 +57,10 @@ const (
 	smallQueue              = 24_000
 	// minFrames is the least of both.
 	minBurstFrames, minQueueFrames = 2, 4
-	// maxPacket is the largest packet that segmentation offload makes. A queue must
-	// have room for it, or it would never pass.
-	maxPacket = 64 << 10
+	// maxPacket is the largest packet that segmentation offload makes, as the kernel
+	// counts it here: with the header of each segment (qdisc_pkt_len_init in
+	// net/core/dev.c). A queue must have room for it, or it would never pass.
+	maxPacket = 128 << 10
 )
 
 // NewBucket returns the bucket of a limit, for an interface whose largest frame has
@@ -97,7 +117,7 @@ func (b Bucket) FromTicks(ticks uint32) uint32 {
 // the burst in ticks, and computes with a reciprocal of the rate
 // (psched_ratecfg_precompute in net/sched/sch_generic.c).
 func (b Bucket) same(read Bucket) bool {
-	if b.Rate != read.Rate || b.Limit != read.Limit {
+	if b.Rate != read.Rate || b.Limit != read.Limit || b.Largest != read.Largest {
 		return false
 	}
 	burst := b.FromTicks(uint32(b.ticks(b.Burst))) // of a longer time the kernel cuts off the upper bits

@@ -23,24 +23,24 @@ func TestNewBucket(t *testing.T) {
 		frame int
 		want  Bucket
 	}{
-		{"the least rate", Limit{Rate: MinRate}, ethernet, Bucket{125, 2 * ethernet, 4 * ethernet}},
-		{"a modem", Limit{Rate: 64 * k}, ethernet, Bucket{8000, 2 * ethernet, 4 * ethernet}},
-		{"1 Mbit/s: some packets", Limit{Rate: m}, ethernet, Bucket{125_000, 6250, 10_000}},
-		{"10 Mbit/s", Limit{Rate: 10 * m}, ethernet, Bucket{1_250_000, 16_000, 25_000}},
-		{"100 Mbit/s", Limit{Rate: 100 * m}, ethernet, Bucket{12_500_000, 62_500, 250_000}},
-		{"1 Gbit/s", Limit{Rate: g}, ethernet, Bucket{125_000_000, 625_000, 2_500_000}},
-		{"5 Gbit/s", Limit{Rate: 5 * g}, ethernet, Bucket{625_000_000, 3_125_000, 12_500_000}},
-		{"the last rate of 32 bits", Limit{Rate: math.MaxUint32 * 8}, ethernet, Bucket{math.MaxUint32, 21_474_836, 85_899_345}},
-		{"the first that needs 64", Limit{Rate: (math.MaxUint32 + 1) * 8}, ethernet, Bucket{math.MaxUint32 + 1, 21_474_836, 85_899_345}},
-		{"the largest", Limit{Rate: MaxRate}, ethernet, Bucket{125_000_000_000_000, math.MaxUint32, math.MaxUint32}},
-		{"no whole byte", Limit{Rate: 1007}, ethernet, Bucket{125, 2 * ethernet, 4 * ethernet}},
-		{"large frames", Limit{Rate: m}, jumbo, Bucket{125_000, 2 * jumbo, 4 * jumbo}},
-		{"large frames at a high rate", Limit{Rate: g}, jumbo, Bucket{125_000_000, 625_000, 2_500_000}},
-		{"a burst that is given", Limit{Rate: 10 * m, Burst: 100_000}, ethernet, Bucket{1_250_000, 100_000, maxPacket}},
-		{"a burst less than a frame", Limit{Rate: m, Burst: 125}, ethernet, Bucket{125_000, ethernet, 10_000}},
-		{"a burst less than 2 ms", Limit{Rate: g, Burst: 16_000}, ethernet, Bucket{125_000_000, 250_000, 2_500_000}},
-		{"a burst of hours", Limit{Rate: m, Burst: math.MaxUint32}, ethernet, Bucket{125_000, 7_500_000, maxPacket}},
-		{"no frame", Limit{Rate: MinRate}, 0, Bucket{125, 6, 10}},
+		{"the least rate", Limit{Rate: MinRate}, ethernet, Bucket{Rate: 125, Burst: 2 * ethernet, Limit: 4 * ethernet}},
+		{"a modem", Limit{Rate: 64 * k}, ethernet, Bucket{Rate: 8000, Burst: 2 * ethernet, Limit: 4 * ethernet}},
+		{"1 Mbit/s: some packets", Limit{Rate: m}, ethernet, Bucket{Rate: 125_000, Burst: 6250, Limit: 10_000}},
+		{"10 Mbit/s", Limit{Rate: 10 * m}, ethernet, Bucket{Rate: 1_250_000, Burst: 16_000, Limit: 25_000}},
+		{"100 Mbit/s", Limit{Rate: 100 * m}, ethernet, Bucket{Rate: 12_500_000, Burst: 62_500, Limit: 250_000}},
+		{"1 Gbit/s", Limit{Rate: g}, ethernet, Bucket{Rate: 125_000_000, Burst: 625_000, Limit: 2_500_000}},
+		{"5 Gbit/s", Limit{Rate: 5 * g}, ethernet, Bucket{Rate: 625_000_000, Burst: 3_125_000, Limit: 12_500_000}},
+		{"the last rate of 32 bits", Limit{Rate: math.MaxUint32 * 8}, ethernet, Bucket{Rate: math.MaxUint32, Burst: 21_474_836, Limit: 85_899_345}},
+		{"the first that needs 64", Limit{Rate: (math.MaxUint32 + 1) * 8}, ethernet, Bucket{Rate: math.MaxUint32 + 1, Burst: 21_474_836, Limit: 85_899_345}},
+		{"the largest", Limit{Rate: MaxRate}, ethernet, Bucket{Rate: 125_000_000_000_000, Burst: math.MaxUint32, Limit: math.MaxUint32}},
+		{"no whole byte", Limit{Rate: 1007}, ethernet, Bucket{Rate: 125, Burst: 2 * ethernet, Limit: 4 * ethernet}},
+		{"large frames", Limit{Rate: m}, jumbo, Bucket{Rate: 125_000, Burst: 2 * jumbo, Limit: 4 * jumbo}},
+		{"large frames at a high rate", Limit{Rate: g}, jumbo, Bucket{Rate: 125_000_000, Burst: 625_000, Limit: 2_500_000}},
+		{"a burst that is given", Limit{Rate: 10 * m, Burst: 100_000}, ethernet, Bucket{Rate: 1_250_000, Burst: 100_000, Limit: 100_000}},
+		{"a burst less than a frame", Limit{Rate: m, Burst: 125}, ethernet, Bucket{Rate: 125_000, Burst: ethernet, Limit: 10_000}},
+		{"a burst less than 2 ms", Limit{Rate: g, Burst: 16_000}, ethernet, Bucket{Rate: 125_000_000, Burst: 250_000, Limit: 2_500_000}},
+		{"a burst of hours", Limit{Rate: m, Burst: math.MaxUint32}, ethernet, Bucket{Rate: 125_000, Burst: 7_500_000, Limit: maxPacket}},
+		{"no frame", Limit{Rate: MinRate}, 0, Bucket{Rate: 125, Burst: 6, Limit: 10}},
 	} {
 		if got := NewBucket(tt.limit, tt.frame); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
@@ -113,12 +113,35 @@ func TestBucketTellsApart(t *testing.T) {
 		"larger burst": func(b *Bucket) { b.Burst += 100 },
 		"small burst":  func(b *Bucket) { b.Burst -= 100 },
 		"limit":        func(b *Bucket) { b.Limit++ },
+		"largest":      func(b *Bucket) { b.Largest = b.Burst },
 	} {
 		other := b
 		if change(&other); b.same(other) {
 			t.Errorf("another %s is taken for the same", name)
 		}
 	}
+}
+
+// TestNarrowed has a bucket in between that lets out what another one let in, and lets
+// nothing in that the next one would not let out.
+func TestNarrowed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		frame := drawFrame(t)
+		from, to := NewBucket(drawLimit(t), frame), NewBucket(drawLimit(t), frame)
+		if !to.narrows(from) {
+			if to.Burst < min(from.Burst, maxPacket) && !to.same(from) {
+				t.Errorf("what waits in %+v is stuck in %+v", from, to)
+			}
+			return
+		}
+		between := to.narrowed(from)
+		if between.Rate != to.Rate || between.Limit != to.Limit || between.Largest != to.Burst || between.Burst < min(from.Burst, maxPacket) || int(between.Largest) < frame {
+			t.Errorf("from %+v to %+v by %+v", from, to, between)
+		}
+		if between.same(to) || !to.narrows(between) || to.narrowed(between) != between {
+			t.Errorf("%+v is taken for %+v", between, to)
+		}
+	})
 }
 
 func TestNewLeaf(t *testing.T) {

@@ -112,6 +112,9 @@ func (s Step) String() string {
 			leaf = "fq_codel"
 		}
 		text += fmt.Sprintf(": %s %d B/s burst %d limit %d %s", verb, s.Queue.Bucket.Rate, s.Queue.Bucket.Burst, s.Queue.Bucket.Limit, leaf)
+		if s.Queue.Bucket.Largest != 0 {
+			text += fmt.Sprintf(", nothing over %d until it is empty", s.Queue.Bucket.Largest)
+		}
 	case SetRedirect:
 		text += fmt.Sprintf(" %s to %s", s.Place, s.IFB)
 		if len(s.Exclude) > 0 {
@@ -186,8 +189,22 @@ func (d *differ) root(s Shaped) {
 
 // queue has a queue on a device, where there may be one of ours.
 func (d *differ) queue(device string, want Queue, there *Queue) {
-	if there == nil || !want.Same(*there) {
-		d.add(Step{Op: SetQueue, Device: device, Queue: want, Fresh: there == nil})
+	if there == nil {
+		d.add(Step{Op: SetQueue, Device: device, Queue: want, Fresh: true})
+		return
+	}
+	if there.Stuck {
+		d.add(Step{Op: RemoveQueue, Device: device})
+		d.add(Step{Op: SetQueue, Device: device, Queue: want, Fresh: true})
+		return
+	}
+	// From a bucket that lets nothing in which is too large, and is empty, the next one
+	// is reached directly.
+	if cleared := there.Empty && there.Bucket.Largest != 0 && there.Bucket.Largest <= want.Bucket.Burst; want.Bucket.narrows(there.Bucket) && !cleared {
+		want.Bucket = want.Bucket.narrowed(there.Bucket)
+	}
+	if !want.Same(*there) {
+		d.add(Step{Op: SetQueue, Device: device, Queue: want})
 	}
 }
 

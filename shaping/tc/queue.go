@@ -36,8 +36,8 @@ func (c *Conn) setQueue(index int, q shaping.Queue, fresh bool) error {
 }
 
 func (c *Conn) setTBF(index int, b shaping.Bucket, fresh bool) error {
-	if b.Rate > math.MaxUint32 {
-		return c.setWideTBF(index, b, fresh)
+	if b.Rate > math.MaxUint32 || b.Largest != 0 {
+		return c.setOddTBF(index, b, fresh)
 	}
 	o := &gotc.Object{
 		Msg: gotc.Msg{Ifindex: uint32(index), Handle: rootHandle, Parent: parentRoot},
@@ -56,11 +56,22 @@ func (c *Conn) setTBF(index int, b shaping.Bucket, fresh bool) error {
 	return c.tc.Qdisc().Change(o)
 }
 
-// setWideTBF is setTBF for a rate that 32 bits do not hold, 34.36 Gbit/s and more.
-func (c *Conn) setWideTBF(index int, b shaping.Bucket, fresh bool) error {
+// noPeak is a peak rate in bytes per second that holds up nothing: any packet takes 0
+// ns. To have a peak rate is the only way to give the largest packet apart from the
+// burst (max_size in tbf_change). The kernel tells the peak rate and not that size,
+// which therefore is in the rate's lower half.
+const noPeak = 1 << 62
+
+// setOddTBF is setTBF for what go-tc has no attributes for: a rate that 32 bits do not
+// hold, 34.36 Gbit/s and more, and a largest packet.
+func (c *Conn) setOddTBF(index int, b shaping.Bucket, fresh bool) error {
 	parms := make([]byte, 36) // struct tc_tbf_qopt, see decodeTBF
 	parms[1] = linklayerEthernet
-	binary.NativeEndian.PutUint32(parms[8:], math.MaxUint32)
+	binary.NativeEndian.PutUint32(parms[8:], uint32(min(b.Rate, math.MaxUint32)))
+	if b.Largest != 0 {
+		parms[13] = linklayerEthernet
+		binary.NativeEndian.PutUint32(parms[20:], math.MaxUint32)
+	}
 	binary.NativeEndian.PutUint32(parms[24:], b.Limit)
 	binary.NativeEndian.PutUint32(parms[28:], b.Ticks(b.Burst))
 	ae := netlink.NewAttributeEncoder()
@@ -69,6 +80,10 @@ func (c *Conn) setWideTBF(index int, b shaping.Bucket, fresh bool) error {
 		o.Bytes(tcaTbfParms, parms)
 		o.Uint64(tcaTbfRate64, b.Rate)
 		o.Uint32(tcaTbfBurst, b.Burst)
+		if b.Largest != 0 {
+			o.Uint64(tcaTbfPrate64, noPeak|uint64(b.Largest))
+			o.Uint32(tcaTbfPburst, b.Largest)
+		}
 		return nil
 	})
 	attrs, err := ae.Encode()

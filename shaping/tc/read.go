@@ -127,7 +127,7 @@ func rootOf(index int, look look) (shaping.Root, error) {
 	if err != nil {
 		return shaping.Root{}, err
 	}
-	queue := shaping.Queue{Bucket: bucket}
+	queue := shaping.Queue{Bucket: bucket, Empty: q.stats.Backlog == 0, Sent: q.stats.Bytes}
 	if leaf.kind == "fq_codel" {
 		if queue.Leaf, err = decodeFQCodel(leaf.options); err != nil {
 			return shaping.Root{}, fmt.Errorf("options of fq_codel: %w", err)
@@ -160,6 +160,10 @@ func decodeTBF(options []byte) (shaping.Bucket, error) {
 			b.Limit, ticks = binary.NativeEndian.Uint32(p[24:]), binary.NativeEndian.Uint32(p[28:])
 		case tcaTbfRate64:
 			b.Rate = ad.Uint64()
+		case tcaTbfPrate64:
+			if v := ad.Uint64(); v >= noPeak {
+				b.Largest = uint32(v)
+			}
 		}
 	}
 	b.Burst = b.FromTicks(ticks)

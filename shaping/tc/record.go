@@ -22,7 +22,8 @@ type record struct {
 	suspect bool
 	by      uint32
 	// indices are the interfaces whose queues are the pod's, to count them.
-	indices map[int]counted
+	indices   map[int]counted
+	narrowing narrowing
 	// failed is why the plan is not in force, since when, and when it is tried again.
 	failed  error
 	since   time.Time
@@ -71,6 +72,7 @@ func (s *Shaper) reconcilePod(k shaping.Key, look look, now time.Time) {
 	err := s.bring(r, pod, limits, look)
 	if err == nil {
 		r.failed, r.since, r.backoff = nil, time.Time{}, backoff()
+		r.narrowing.set(r.state, now)
 		if !limits.Any() {
 			delete(s.pods, k)
 		}
@@ -110,7 +112,7 @@ func (s *Shaper) bring(r *record, pod shaping.Pod, limits shaping.Limits, look l
 		look = conn.qdisc
 	}
 	plan := shaping.NewPlan(pod, limits, at, shaping.Options{Exclude: s.options.Exclude, FQCodel: s.fqCodel})
-	known := r.settled && !r.suspect && r.plan.Interface == at
+	known := r.settled && !r.suspect && !r.narrowing.on && r.plan.Interface == at
 	// Where nothing has changed but the kernel, steps put right what others did.
 	same := r.settled && r.plan.Interface == at && reflect.DeepEqual(r.plan.Shaped, plan.Shaped)
 	if !known {
@@ -118,10 +120,12 @@ func (s *Shaper) bring(r *record, pod shaping.Pod, limits shaping.Limits, look l
 		if r.state, err = conn.read(plan, look); err != nil {
 			return err
 		}
+		r.narrowing.check(r.state, time.Now())
 		// The mark goes with the IFB, should somebody remove that.
 		r.state.HookOurs = r.state.HookOurs || ours && r.plan.Interface == at
 	}
 	steps, refused := shaping.Diff(plan, r.state, s.options.TakeOver)
+	repairs := same && r.state.Repairs(steps)
 	r.plan, r.settled, r.suspect = plan, false, false
 	for _, step := range steps {
 		if err := conn.Do(plan, step); err != nil {
@@ -131,7 +135,7 @@ func (s *Shaper) bring(r *record, pod shaping.Pod, limits shaping.Limits, look l
 	}
 	r.state = r.state.After(steps)
 	r.refused, r.settled = refused, true
-	if same && len(steps) > 0 {
+	if repairs {
 		s.status.Repaired++
 		s.options.Logger.Warn("somebody had changed the shaping of a pod; it is as desired again",
 			"pod", pod.Key.String(), "interface", at.Name, "steps", len(steps), "netlinkPort", r.by)

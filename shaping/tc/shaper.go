@@ -267,7 +267,7 @@ func (s *Shaper) round(full bool) (retry time.Duration) {
 	now := time.Now()
 	keys := changed
 	for k, r := range s.pods {
-		if r.suspect || r.failed != nil && !now.Before(r.retry) {
+		if r.suspect || r.failed != nil && !now.Before(r.retry) || r.narrowing.on && !now.Before(r.narrowing.look) {
 			keys = append(keys, k)
 		}
 	}
@@ -285,6 +285,9 @@ func (s *Shaper) round(full bool) (retry time.Duration) {
 	for _, r := range s.pods {
 		if r.failed != nil {
 			retry = min(retry, max(0, r.retry.Sub(now)))
+		}
+		if r.narrowing.on {
+			retry = min(retry, max(0, r.narrowing.look.Sub(now)))
 		}
 	}
 	return retry
