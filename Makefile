@@ -60,7 +60,7 @@ test-race: deps ## run the product's tests under the race detector (needs a C co
 
 .PHONY: lint
 lint: $(GOLANGCI) ## check format, vet and golangci-lint in all modules
-	@files=$$(gofmt -l cmd deploy e2e informer metrics policy); \
+	@files=$$(gofmt -l cmd deploy e2e informer metrics policy shaping); \
 	if [[ -n $$files ]]; then echo "not formatted by gofmt:" $$files >&2; exit 1; fi
 	$(GO) vet ./...
 	cd deploy && $(GO) vet ./...
@@ -76,7 +76,7 @@ $(GOLANGCI):
 	mv $(@D)/bin/golangci-lint $@
 
 .PHONY: demo
-demo: deps build ## build a two-node world of network namespaces and walk the story of policy in it
+demo: deps build ## build a two-node world of network namespaces and walk the story of policy and bandwidth in it
 	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/demo ./cmd/demo
 	bin/demo
 

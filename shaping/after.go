@@ -5,10 +5,7 @@ import "maps"
 // Limits returns what the queues at an interface hold a pod to.
 func (s State) Limits(at Interface) Limits {
 	var l Limits
-	arriving, leaving := Egress, Ingress
-	if !at.nodeEnd() {
-		arriving, leaving = Ingress, Egress
-	}
+	arriving, leaving := at.DirectionAt(Arriving), at.DirectionAt(Leaving)
 	limit := func(d Direction, q *Queue) {
 		if q != nil {
 			l[d] = Limit{Rate: Rate(q.Bucket.Rate * 8)}

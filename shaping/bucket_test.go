@@ -26,7 +26,7 @@ func TestNewBucket(t *testing.T) {
 		{"the least rate", Limit{Rate: MinRate}, ethernet, Bucket{Rate: 125, Burst: 2 * ethernet, Limit: 4 * ethernet}},
 		{"a modem", Limit{Rate: 64 * k}, ethernet, Bucket{Rate: 8000, Burst: 2 * ethernet, Limit: 4 * ethernet}},
 		{"1 Mbit/s: some packets", Limit{Rate: m}, ethernet, Bucket{Rate: 125_000, Burst: 6250, Limit: 10_000}},
-		{"10 Mbit/s", Limit{Rate: 10 * m}, ethernet, Bucket{Rate: 1_250_000, Burst: 16_000, Limit: 25_000}},
+		{"10 Mbit/s", Limit{Rate: 10 * m}, ethernet, Bucket{Rate: 1_250_000, Burst: 8_000, Limit: 25_000}},
 		{"100 Mbit/s", Limit{Rate: 100 * m}, ethernet, Bucket{Rate: 12_500_000, Burst: 62_500, Limit: 250_000}},
 		{"1 Gbit/s", Limit{Rate: g}, ethernet, Bucket{Rate: 125_000_000, Burst: 625_000, Limit: 2_500_000}},
 		{"5 Gbit/s", Limit{Rate: 5 * g}, ethernet, Bucket{Rate: 625_000_000, Burst: 3_125_000, Limit: 12_500_000}},

@@ -123,7 +123,10 @@ func (m *Model) SetNamespace(name string, a Annotations) {
 			m.namespaces[name] = after
 		}
 	}
-	if before == nil && after.limits == (Limits{}) || before != nil && before.limits == after.limits {
+	if before == nil {
+		before = &words{}
+	}
+	if before.limits == after.limits && len(before.problems)+len(after.problems) == 0 {
 		return
 	}
 	for k := range m.pods {

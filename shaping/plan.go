@@ -106,6 +106,14 @@ func NewPlan(pod Pod, limits Limits, at Interface, o Options) Plan {
 	return p
 }
 
+// DirectionAt returns which direction passes a place of the interface.
+func (i Interface) DirectionAt(p Place) Direction {
+	if (p == Arriving) == i.nodeEnd() {
+		return Egress
+	}
+	return Ingress
+}
+
 // place is where a direction waits. Traffic that is left out must not come to the
 // root, where everything waits.
 func place(d Direction, nodeEnd, exclude bool) Place {

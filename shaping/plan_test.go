@@ -104,22 +104,22 @@ func TestSteps(t *testing.T) {
 	}{
 		{name: "nothing", plan: plan(0, 0)},
 		{name: "both, from nothing", plan: plan(10*m, 20*m), want: []string{
-			"set queue: new 1250000 B/s burst 16000 limit 25000 fifo",
-			"make IFB E", "set queue E: new 2500000 B/s burst 16000 limit 50000 fifo", "make hook", "set redirect arriving to E",
+			"set queue: new 1250000 B/s burst 8000 limit 25000 fifo",
+			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "make hook", "set redirect arriving to E",
 		}},
 		{name: "as it is", plan: plan(10*m, 20*m), state: after(plan(10*m, 20*m))},
 		{name: "another rate", plan: plan(10*m, 30*m), state: after(plan(10*m, 20*m)), want: []string{
 			"set queue E: change to 3750000 B/s burst 18750 limit 75000 fifo",
 		}},
 		{name: "a lower rate: packets may wait that are larger than its burst", plan: plan(0, 20*m), state: after(plan(0, 100*m)), want: []string{
-			"set queue E: change to 2500000 B/s burst 62500 limit 50000 fifo, nothing over 16000 until it is empty",
+			"set queue E: change to 2500000 B/s burst 62500 limit 50000 fifo, nothing over 12500 until it is empty",
 		}},
 		{name: "they still wait", plan: plan(0, 20*m), state: narrowing(plan(0, 100*m), plan(0, 20*m), false, false)},
 		{name: "they are gone", plan: plan(0, 20*m), state: narrowing(plan(0, 100*m), plan(0, 20*m), true, false), want: []string{
-			"set queue E: change to 2500000 B/s burst 16000 limit 50000 fifo",
+			"set queue E: change to 2500000 B/s burst 12500 limit 50000 fifo",
 		}},
 		{name: "they wait for ever", plan: plan(0, 20*m), state: narrowing(plan(0, 100*m), plan(0, 20*m), false, true), want: []string{
-			"remove queue E", "set queue E: new 2500000 B/s burst 16000 limit 50000 fifo",
+			"remove queue E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo",
 		}},
 		{name: "lower still, meanwhile", plan: plan(0, m), state: narrowing(plan(0, 100*m), plan(0, 20*m), true, false), want: []string{
 			"set queue E: change to 125000 B/s burst 62500 limit 10000 fifo, nothing over 6250 until it is empty",
@@ -131,28 +131,28 @@ func TestSteps(t *testing.T) {
 			"remove queue", "remove queue E", "remove redirect arriving", "remove hook", "remove IFB E",
 		}},
 		{name: "something left out from now on", plan: plan(10*m, 20*m, "10.0.0.0/8"), state: after(plan(10*m, 20*m)), want: []string{
-			"make IFB I", "set queue I: new 1250000 B/s burst 16000 limit 25000 fifo", "set redirect leaving to I but for [10.0.0.0/8]",
+			"make IFB I", "set queue I: new 1250000 B/s burst 8000 limit 25000 fifo", "set redirect leaving to I but for [10.0.0.0/8]",
 			"set redirect arriving to E but for [10.0.0.0/8]", "remove queue",
 		}},
 		{name: "and no longer", plan: plan(10*m, 20*m), state: after(plan(10*m, 20*m, "10.0.0.0/8")), want: []string{
-			"set queue: new 1250000 B/s burst 16000 limit 25000 fifo", "set redirect arriving to E", "remove queue I", "remove redirect leaving", "remove IFB I",
+			"set queue: new 1250000 B/s burst 8000 limit 25000 fifo", "set redirect arriving to E", "remove queue I", "remove redirect leaving", "remove IFB I",
 		}},
 		{name: "somebody's clsact is shared", plan: plan(0, 20*m), state: State{Hook: "clsact"}, want: []string{
-			"make IFB E", "set queue E: new 2500000 B/s burst 16000 limit 50000 fifo", "set redirect arriving to E",
+			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "set redirect arriving to E",
 		}},
 		{name: "and stays", plan: plan(0, 0), state: State{
 			Hook: "clsact", Redirects: [3]Redirect{Arriving: {IFB: ifb, There: true}}, IFBs: map[string]IFB{ifb: {Queue: queue(m), Up: true}},
 		}, want: []string{"remove queue E", "remove redirect arriving", "remove IFB E"}},
 		{name: "the IFB is gone", plan: plan(0, 20*m), state: State{
 			Hook: "clsact", HookOurs: true, Redirects: [3]Redirect{Arriving: {There: true}},
-		}, want: []string{"make IFB E", "set queue E: new 2500000 B/s burst 16000 limit 50000 fifo", "set redirect arriving to E"}},
+		}, want: []string{"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "set redirect arriving to E"}},
 		{name: "somebody's root", plan: plan(10*m, 20*m), state: State{Root: Root{Foreign: "htb"}}, takeOver: true, refused: "[{ingress htb}]", want: []string{
-			"make IFB E", "set queue E: new 2500000 B/s burst 16000 limit 50000 fifo", "make hook", "set redirect arriving to E",
+			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "make hook", "set redirect arriving to E",
 		}},
 		{name: "the bandwidth plugin's", plan: plan(10*m, 20*m), state: State{Root: Root{Foreign: "tbf"}, Hook: "ingress"}, refused: "[{ingress tbf} {egress ingress}]"},
 		{name: "the bandwidth plugin's, to be taken over", plan: plan(10*m, 20*m), state: State{Root: Root{Foreign: "tbf"}, Hook: "ingress"}, takeOver: true, want: []string{
-			"set queue: new 1250000 B/s burst 16000 limit 25000 fifo",
-			"make IFB E", "set queue E: new 2500000 B/s burst 16000 limit 50000 fifo", "take hook", "set redirect arriving to E",
+			"set queue: new 1250000 B/s burst 8000 limit 25000 fifo",
+			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "take hook", "set redirect arriving to E",
 		}},
 		{name: "refused, but once ours", plan: plan(0, 20*m), refused: "[{egress ingress}]", state: State{
 			Hook: "ingress", IFBs: map[string]IFB{ifb: {Queue: queue(m), Up: true}},

@@ -296,6 +296,43 @@ func TestInPod(t *testing.T) {
 	}
 }
 
+// TestExcludeInPod leaves out peers of a pod that is shaped in its own namespace, where
+// they are the source of what arrives.
+func TestExcludeInPod(t *testing.T) {
+	if !isolate.Test(t) {
+		return
+	}
+	p := addMacvlan(t)
+	isolate.Sh(t, `ip link add peer link uplink type macvlan mode bridge; ip link set peer up
+		ip addr add 10.1.0.1/24 dev peer; ip addr add 10.1.0.2/24 dev peer; ip -n mac addr add 10.1.0.99/24 dev eth0`)
+	c := connect(t, p.at)
+	o := shaping.Options{Exclude: []netip.Prefix{netip.MustParsePrefix("10.1.0.1/32")}}
+	bring(t, c, p, shaping.Limits{{Rate: 10 * m}, {Rate: 10 * m}}, o, false)
+	if again, _ := bring(t, c, p, shaping.Limits{{Rate: 10 * m}, {Rate: 10 * m}}, o, false); len(again) > 0 {
+		t.Errorf("again %v", again)
+	}
+	counted := func() (n [2]int64) {
+		for _, d := range shaping.Directions() {
+			n[d] = rootShown(t, "ip netns exec mac", p.ifb(d)).Packets
+		}
+		return n
+	}
+	for addr, shaped := range map[string]bool{"10.1.0.1": false, "10.1.0.2": true} {
+		s := socketsBetween(t, addr, p, p.addr)
+		before := counted()
+		for _, toPod := range []bool{true, false} {
+			s.send(t, toPod, 5, 100)
+			s.receive(t, toPod, 5)
+		}
+		after := counted()
+		for _, d := range shaping.Directions() {
+			if got := after[d] - before[d]; (got >= 5) != shaped {
+				t.Errorf("%s of %s: %d packets were counted, shaped should be %v", d, addr, got, shaped)
+			}
+		}
+	}
+}
+
 // TestErrors is what callers can tell apart.
 func TestErrors(t *testing.T) {
 	if !isolate.Test(t) {

@@ -45,14 +45,15 @@ const u32Terminal = 1
 const mirredEgressRedirect = 1
 
 // setRedirect makes the filters of a hook that lead to an IFB, in place of those
-// that there are.
-func (c *Conn) setRedirect(index int, place shaping.Place, to int, exclude []netip.Prefix) error {
-	parent, prefer := hookParents()[place], preferencesAt(place)
+// that there are. exclude are the pod's peers: what it sends has them for its
+// destination, what it gets for its source.
+func (c *Conn) setRedirect(at shaping.Interface, place shaping.Place, to int, exclude []netip.Prefix) error {
+	index, parent, prefer := at.Index, hookParents()[place], preferencesAt(place)
 	if err := c.removeRedirect(index, place); err != nil {
 		return err
 	}
 	for _, block := range exclude {
-		f := gotc.U32{Sel: selector(keysOf(block, place == shaping.Arriving))}
+		f := gotc.U32{Sel: selector(keysOf(block, at.DirectionAt(place) == shaping.Egress))}
 		preference, protocol := prefer.exclude4, uint16(unix.ETH_P_IP)
 		if block.Addr().Is6() {
 			preference, protocol = prefer.exclude6, unix.ETH_P_IPV6

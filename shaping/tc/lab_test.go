@@ -212,10 +212,14 @@ type sockets struct {
 // newSockets opens them for IPv4, or IPv6.
 func newSockets(t testing.TB, p pod, v6 bool) sockets {
 	t.Helper()
-	node, addr := "10.1.255.254", p.addr
 	if v6 {
-		node, addr = "fd01::ffff", p.addr6
+		return socketsBetween(t, "fd01::ffff", p, p.addr6)
 	}
+	return socketsBetween(t, "10.1.255.254", p, p.addr)
+}
+
+func socketsBetween(t testing.TB, node string, p pod, addr netip.Addr) sockets {
+	t.Helper()
 	var s sockets
 	var err error
 	if s.node, err = net.ListenPacket("udp", net.JoinHostPort(node, "0")); err != nil {

@@ -128,10 +128,10 @@ func TestNarrowingEnds(t *testing.T) {
 	}
 	set(s, limited("10M", ""), p)
 	eventually(t, "the rate", func() bool { return read().Bucket.Rate == 1_250_000 })
-	if q := read(); q.Bucket.Largest != 16_000 || q.Bucket.Burst < 120_000 {
+	if q := read(); q.Bucket.Largest != 8_000 || q.Bucket.Burst < 120_000 {
 		t.Errorf("in between: %+v", q)
 	}
-	eventually(t, "the burst", func() bool { q := read(); return q.Bucket.Largest == 0 && q.Bucket.Burst <= 16_000 })
+	eventually(t, "the burst", func() bool { q := read(); return q.Bucket.Largest == 0 && q.Bucket.Burst <= 8_000 })
 	last := until(t, observed, "told", func(Status) bool { return true })
 	for drained := false; !drained; {
 		select {

@@ -199,7 +199,7 @@ func (c *Conn) do(p shaping.Plan, s shaping.Step) error {
 	case shaping.TakeHook:
 		return c.takeHook(index)
 	case shaping.SetRedirect:
-		return c.setRedirect(index, s.Place, device, s.Exclude)
+		return c.setRedirect(p.Interface, s.Place, device, s.Exclude)
 	case shaping.RemoveRedirect:
 		return c.removeRedirect(index, s.Place)
 	case shaping.RemoveHook:

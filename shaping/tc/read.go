@@ -54,7 +54,7 @@ func (c *Conn) read(p shaping.Plan, look look) (shaping.State, error) {
 		return s, nil
 	}
 	for _, place := range hooks() {
-		if s.Redirects[place], err = c.redirect(index, place, names); err != nil {
+		if s.Redirects[place], err = c.redirect(p.Interface, place, names); err != nil {
 			return s, err
 		}
 	}
@@ -189,8 +189,8 @@ func decodeFQCodel(options []byte) (shaping.Leaf, error) {
 }
 
 // redirect reads our filters of one hook. names are the pod's IFBs.
-func (c *Conn) redirect(index int, place shaping.Place, names map[int]string) (shaping.Redirect, error) {
-	filters, err := c.filters(index, place)
+func (c *Conn) redirect(at shaping.Interface, place shaping.Place, names map[int]string) (shaping.Redirect, error) {
+	filters, err := c.filters(at.Index, place)
 	if err != nil {
 		return shaping.Redirect{}, err
 	}
@@ -201,7 +201,7 @@ func (c *Conn) redirect(index int, place shaping.Place, names map[int]string) (s
 			r.IFB = names[f.to]
 			continue
 		}
-		if block, ok := blockOf(f, place); ok {
+		if block, ok := blockOf(f, at, place); ok {
 			r.Exclude = append(r.Exclude, block)
 		}
 	}
@@ -316,10 +316,10 @@ func (f *filter) decodeAction(ad *netlink.AttributeDecoder) error {
 }
 
 // blockOf returns the block of addresses that a filter leaves out.
-func blockOf(f filter, place shaping.Place) (netip.Prefix, bool) {
+func blockOf(f filter, at shaping.Interface, place shaping.Place) (netip.Prefix, bool) {
 	family := 4
 	if f.preference == preferencesAt(place).exclude6 {
 		family = 6
 	}
-	return prefixOf(f.keys, family, place == shaping.Arriving)
+	return prefixOf(f.keys, family, at.DirectionAt(place) == shaping.Egress)
 }

@@ -71,6 +71,10 @@ func TestShaper(t *testing.T) {
 	is("15M 3M")
 	s.Change(func(model *shaping.Model) { model.SetNamespace("test", limited("", "4M")) })
 	is("15M 4M")
+	s.Change(func(model *shaping.Model) { model.SetNamespace("test", limited("", "four")) })
+	until(t, observed, "the namespace in doubt", func(s Status) bool { return len(s.Problems) == 2 })
+	s.Change(func(model *shaping.Model) { model.SetNamespace("test", limited("", "4M")) })
+	until(t, observed, "the namespace as before", func(s Status) bool { return len(s.Problems) == 1 })
 	// Another one of its name, by another interface.
 	p2 := p
 	isolate.Sh(t, "ip link del veth1; ip netns del pod1")
