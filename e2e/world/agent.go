@@ -30,6 +30,8 @@ type Agent struct {
 	Node *Node
 	// Binary is the program, Manifests the directory that it reads.
 	Binary, Manifests string
+	// Args are more flags for it.
+	Args []string
 	// Log is the file that the agent writes to, over all its lives.
 	Log string
 
@@ -45,7 +47,7 @@ func (a *Agent) Start() error {
 		return err
 	}
 	defer out.Close()
-	a.cmd = exec.Command(a.Binary, "agent", "--node-name", a.Node.Name, "--manifests", a.Manifests, "--http-address", AgentAddress)
+	a.cmd = exec.Command(a.Binary, append([]string{"agent", "--node-name", a.Node.Name, "--manifests", a.Manifests, "--http-address", AgentAddress}, a.Args...)...)
 	a.cmd.Stdout, a.cmd.Stderr = out, out
 	// In a process group of its own, Ctrl-C reaches the demo alone.
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -151,7 +153,14 @@ func (a *Agent) WaitProgrammed(ctx context.Context, n int) error {
 	})
 }
 
-// metric returns the value of a metric without labels, or -1.
+// WaitMetric waits until a metric, with the labels as they are written, has a value.
+func (a *Agent) WaitMetric(ctx context.Context, series string, value int) error {
+	return a.until(ctx, fmt.Sprintf("at %s %d", series, value), "/metrics", func(_ int, body string) bool {
+		return metric(body, series) == value
+	})
+}
+
+// metric returns the value of a metric, or -1.
 func metric(page, name string) int {
 	lines := bufio.NewScanner(strings.NewReader(page))
 	for lines.Scan() {
