@@ -73,6 +73,19 @@ func (t *Triple) Close() error {
 	return errors.Join(errs...)
 }
 
+// Reversed returns the same world, seen from the other side: the pod is the source
+// of the flow. That goes to the source's first address, the one that answers come
+// from. It is closed with t.
+func (t *Triple) Reversed() (*Triple, error) {
+	if err := t.FlushConntrack(); err != nil { // opens what is to be shared
+		return nil, err
+	}
+	return &Triple{
+		Source: t.Pod, Node: t.Node, Pod: t.Source, tracked: t.tracked,
+		Flow: Flow{Pod: sourceToNode, Port: t.Flow.Port, Peers: []netip.Addr{t.Flow.Pod}},
+	}, nil
+}
+
 func (t *Triple) wire() error {
 	if err := t.Node.Sysctl(map[string]string{
 		"ipv4/ip_forward":                "1",
