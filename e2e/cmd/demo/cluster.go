@@ -41,7 +41,7 @@ type placed struct {
 	addrs []netip.Addr
 }
 
-// open builds the world that story/cluster.yaml describes and starts the
+// open builds the world that the manifests of the cluster describe and starts the
 // agents. The cluster must be closed even if there is an error.
 func (c *cluster) open(ctx context.Context, o options) error {
 	var err error
@@ -56,7 +56,7 @@ func (c *cluster) open(ctx context.Context, o options) error {
 	if err := os.Mkdir(c.dir, 0o755); err != nil {
 		return err
 	}
-	if err := c.write("cluster"); err != nil {
+	if err := c.write(clusterManifests()...); err != nil {
 		return err
 	}
 	snapshot, err := informer.Load(c.dir)
@@ -153,15 +153,22 @@ func (c *cluster) write(names ...string) error {
 		if err != nil {
 			return err
 		}
-		// Written beside and moved, so that nobody reads half a file.
-		path := filepath.Join(c.dir, name+".yaml")
-		hidden := filepath.Join(c.dir, "."+name)
-		if err := errors.Join(os.WriteFile(hidden, data, 0o644), os.Rename(hidden, path)); err != nil {
+		if err := c.put(name, data); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// put writes one manifest: beside and then moved, so that nobody reads half a file.
+func (c *cluster) put(name string, data []byte) error {
+	path := filepath.Join(c.dir, name+".yaml")
+	hidden := filepath.Join(c.dir, "."+name)
+	return errors.Join(os.WriteFile(hidden, data, 0o644), os.Rename(hidden, path))
+}
+
+// clusterManifests are those that are there from the beginning.
+func clusterManifests() []string { return []string{"cluster", shaped} }
 
 func (c *cluster) remove(names ...string) error {
 	for _, name := range names {

@@ -97,6 +97,15 @@ func play(ctx context.Context, c *cluster, o options) (failed int, err error) {
 			return 0, fmt.Errorf("step %d, %s: %w", i+1, story[i].title, err)
 		}
 	}
+	for i, a := range acts() {
+		if ctx.Err() != nil || o.step && !waitForEnter(ctx) {
+			return 0, context.Canceled
+		}
+		if err := c.perform(ctx, r, i, a); err != nil && ctx.Err() == nil {
+			r.agentLogs(c)
+			return 0, fmt.Errorf("%s: %w", a.title, err)
+		}
+	}
 	if ctx.Err() != nil {
 		return 0, context.Canceled
 	}

@@ -58,7 +58,7 @@ func (r *report) printf(format string, args ...any) {
 }
 
 func (r *report) opening() {
-	r.printf("%s\n", r.paint(bold, "Selvage: NetworkPolicy enforced in the kernel, shown with real connections"))
+	r.printf("%s\n", r.paint(bold, "Selvage: NetworkPolicy and bandwidth enforced in the kernel, shown with real connections"))
 	r.printf(`
         node-a                               node-b                  outside
   ┌─────────────────────────────────┐  ┌──────────────────┐  ┌────────────────────┐
@@ -85,18 +85,22 @@ API's words (policy/oracle) expects:
 	}
 }
 
-func (r *report) heading(i int, s *step) {
-	r.printf("\n\n%s\n%s\n", r.paint(bold, fmt.Sprintf("%d of %d: %s", i+1, len(story), s.title)), s.about)
-	if r.verbose {
-		for _, name := range s.add {
-			data, err := manifests.ReadFile("story/" + name + ".yaml")
-			if err != nil {
-				data = []byte(err.Error())
-			}
-			r.printf("\n%s\n", r.paint(dim, "    "+strings.ReplaceAll(strings.TrimSpace(string(data)), "\n", "\n    ")))
-		}
+func (r *report) heading(i int, title, about string) {
+	r.printf("\n\n%s\n%s\n\n", r.paint(bold, fmt.Sprintf("%d of %d: %s", i+1, len(story)+len(acts()), title)), about)
+}
+
+// manifests shows what a step adds, to those who want to see it.
+func (r *report) manifests(s *step) {
+	if !r.verbose || len(s.add) == 0 {
+		return
 	}
-	r.printf("\n")
+	for _, name := range s.add {
+		data, err := manifests.ReadFile("story/" + name + ".yaml")
+		if err != nil {
+			data = []byte(err.Error())
+		}
+		r.printf("%s\n\n", r.paint(dim, "    "+strings.ReplaceAll(strings.TrimSpace(string(data)), "\n", "\n    ")))
+	}
 }
 
 // The widths of the matrix. Seven columns fit into 100 characters.
@@ -111,14 +115,16 @@ func (r *report) step(s *step, res *result) {
 	for _, c := range res.Cells {
 		r.count(c.passed(), fmt.Sprintf("%s: %s to %s: claimed %s, oracle says %s, seen %s%s", s.title, c.From, c.To, c.Claim, c.Oracle, c.Seen, suffix(c.err)))
 	}
-	for _, c := range res.Checks {
-		r.count(c.Passed, fmt.Sprintf("%s: %s: no: %s", s.title, c.Text, c.Detail))
+	if !r.json {
+		r.matrix(s, res.Cells)
 	}
-	if r.json {
-		return
-	}
-	r.matrix(s, res.Cells)
+	r.checks(res)
+}
+
+// checks prints the checks of a result and counts them.
+func (r *report) checks(res *result) {
 	for _, c := range res.Checks {
+		r.count(c.Passed, fmt.Sprintf("%s: %s: no: %s", res.Title, c.Text, c.Detail))
 		if c.Passed {
 			r.printf("  %s %s\n", r.paint(green, "✓"), c.Text)
 		} else {

@@ -36,7 +36,7 @@ func TestClaims(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := c.write("cluster"); err != nil {
+	if err := c.write(clusterManifests()...); err != nil {
 		t.Fatal(err)
 	}
 	s, err := informer.Load(c.dir)

@@ -36,12 +36,16 @@ type result struct {
 	Title  string  `json:"title"`
 	Cells  []*cell `json:"cells"`
 	Checks []check `json:"checks,omitempty"`
+	// Flows and Transfer are of the acts about bandwidth.
+	Flows    []flowResult `json:"flows,omitempty"`
+	Transfer *transfer    `json:"transfer,omitempty"`
 }
 
 // walk does one step of the story and reports it.
 func (c *cluster) walk(ctx context.Context, r *report, i int) error {
 	s := &story[i]
-	r.heading(i, s)
+	r.heading(i, s.title, s.about)
+	r.manifests(s)
 	res := &result{Title: s.title}
 	if s.act == cutLive {
 		if err := c.openLive(ctx); err != nil {
