@@ -22,7 +22,8 @@ import (
 
 func newBuffered(b []byte) *bufio.Reader { return bufio.NewReader(bytes.NewReader(b)) }
 
-// everything sets each value to something else than its default.
+// everything sets each value to something else than its default, but for
+// bandwidth.enabled: without that, the others beside it mean nothing.
 const everything = `
 image: {repository: registry.example:5000/mirror/selvage, tag: v9.9.9, digest: "sha256:0123456789012345678901234567890123456789012345678901234567890123", pullPolicy: Always}
 imagePullSecrets: [mirror]
@@ -38,6 +39,14 @@ agent:
   resyncInterval: 1h30m
   sharedSetThreshold: 20000000
   kubeconfig: /etc/kubernetes/selvage.conf
+bandwidth:
+  defaultIngress: 1.5G
+  defaultEgress: 500M
+  excludeCIDRs: [10.244.0.0/16, "fd00:10:244::/56"]
+  takeOverPlugin: true
+  metricsPerPod: true
+  netnsDirs: [/run/netns, /var/run/other/netns]
+  podNamespaces: true
 resources: {requests: {cpu: 1, memory: 1Gi}, limits: {cpu: "2", memory: 2Gi}}
 priorityClassName: system-cluster-critical
 nodeSelector: {example.com/policy: "yes"}
@@ -89,7 +98,10 @@ func TestValues(t *testing.T) {
 	}
 	args := []string{
 		"agent", "--node-name=$(NODE_NAME)", "--http-address=[::]:9999", "--log-level=debug", "--log-format=json", "--mark-mask=0x000F0000",
-		"--deny-action=reject", "--pod-to-node=policy", "--resync-interval=1h30m", "--shared-set-threshold=20000000", "--kubeconfig=/host/kubeconfig",
+		"--deny-action=reject", "--pod-to-node=policy", "--resync-interval=1h30m", "--shared-set-threshold=20000000",
+		"--bandwidth=true", "--netns-dir=/run/netns,/var/run/other/netns", "--take-over-bandwidth-plugin=true", "--metrics-per-pod=true",
+		"--default-ingress-bandwidth=1.5G", "--default-egress-bandwidth=500M", "--exclude-cidrs=10.244.0.0/16,fd00:10:244::/56",
+		"--kubeconfig=/host/kubeconfig",
 	}
 	if diff := cmp.Diff(args, agent.Args); diff != "" {
 		t.Errorf("arguments differ (-want +got):\n%s", diff)
@@ -108,13 +120,21 @@ func env(c corev1.Container, name string) string {
 
 func checkSource(t *testing.T, pod corev1.PodSpec, path string, typ corev1.HostPathType, mount string) {
 	t.Helper()
-	if len(pod.Volumes) != 1 || pod.Volumes[0].HostPath == nil || pod.Volumes[0].HostPath.Path != path || *pod.Volumes[0].HostPath.Type != typ {
-		t.Errorf("volumes %+v, want %s as %s", pod.Volumes, path, typ)
+	volumes, mounts := volumesBut(pod)
+	if len(volumes) != 1 || volumes[0].HostPath == nil || volumes[0].HostPath.Path != path || *volumes[0].HostPath.Type != typ {
+		t.Fatalf("volumes %+v, want %s as %s", volumes, path, typ)
 	}
-	mounts := pod.Containers[0].VolumeMounts
-	if len(mounts) != 1 || mounts[0].MountPath != mount || !mounts[0].ReadOnly || mounts[0].Name != pod.Volumes[0].Name {
+	if len(mounts) != 1 || mounts[0].MountPath != mount || !mounts[0].ReadOnly || mounts[0].Name != volumes[0].Name {
 		t.Errorf("mounts %+v, want %s read-only", mounts, mount)
 	}
+}
+
+// volumesBut returns the volumes and mounts but for those of TestNetNS.
+func volumesBut(pod corev1.PodSpec) ([]corev1.Volume, []corev1.VolumeMount) {
+	netns := func(name string) bool { return strings.HasPrefix(name, "netns") }
+	volumes := slices.DeleteFunc(slices.Clone(pod.Volumes), func(v corev1.Volume) bool { return netns(v.Name) })
+	mounts := slices.DeleteFunc(slices.Clone(pod.Containers[0].VolumeMounts), func(m corev1.VolumeMount) bool { return netns(m.Name) })
+	return volumes, mounts
 }
 
 func TestManifests(t *testing.T) {
@@ -129,10 +149,10 @@ func TestManifests(t *testing.T) {
 // not exist, for the service account alone.
 func TestConfigMap(t *testing.T) {
 	pod := daemonSet(t, mustHelm(t, "apiServer: {configMap: endpoint}"), "selvage").Spec.Template.Spec
-	if len(pod.Volumes) != 1 || pod.Volumes[0].ConfigMap == nil || pod.Volumes[0].ConfigMap.Name != "endpoint" || !*pod.Volumes[0].ConfigMap.Optional {
+	volumes, mounts := volumesBut(pod)
+	if len(volumes) != 1 || volumes[0].ConfigMap == nil || volumes[0].ConfigMap.Name != "endpoint" || !*volumes[0].ConfigMap.Optional {
 		t.Fatalf("volumes %+v", pod.Volumes)
 	}
-	mounts := pod.Containers[0].VolumeMounts
 	if len(mounts) != 1 || !slices.Contains(pod.Containers[0].Args, "--api-server-dir="+mounts[0].MountPath) || !mounts[0].ReadOnly {
 		t.Errorf("mounts %+v, arguments %v", mounts, pod.Containers[0].Args)
 	}
@@ -162,7 +182,7 @@ func TestFlags(t *testing.T) {
 	known := flagsOf(string(help), `(?m)^ +(?:-\w, )?--([a-z-]+)`)
 	known = slices.DeleteFunc(known, func(f string) bool { return f == "help" })
 	var args []string
-	for _, source := range []string{"agent: {kubeconfig: /a}", "agent: {manifests: /a}", "apiServer: {configMap: a}"} {
+	for _, source := range []string{"agent: {kubeconfig: /a}", "agent: {manifests: /a}", "apiServer: {configMap: a}", everything} {
 		args = append(args, daemonSet(t, mustHelm(t, source), "selvage").Spec.Template.Spec.Containers[0].Args...)
 	}
 	if diff := cmp.Diff(known, flagsOf(strings.Join(args, "\n"), `(?m)^--([a-z-]+)`)); diff != "" {
@@ -215,6 +235,28 @@ func TestSchema(t *testing.T) {
 		{"apiServer: {host: 127.0.0.1, port: 70000}", "at '/apiServer/port'"},
 		{"apiServer: {host: \"https://127.0.0.1\", port: 6443}", "at '/apiServer/host'"},
 		{"apiServer: {configMap: Not_A_Name}", "at '/apiServer/configMap'"},
+		{"bandwidth: {defaultingress: 10M}", "additional properties 'defaultingress' not allowed"},
+		{"bandwidth: {enabled: \"yes\"}", "at '/bandwidth/enabled': got string, want boolean"},
+		{"bandwidth: {defaultIngress: 10}", "at '/bandwidth/defaultIngress': got number, want string"},
+		{"bandwidth: {defaultIngress: \"10\"}", "at '/bandwidth/defaultIngress'"},
+		{"bandwidth: {defaultIngress: 0M}", "at '/bandwidth/defaultIngress'"},
+		{"bandwidth: {defaultIngress: -1M}", "at '/bandwidth/defaultIngress'"},
+		{"bandwidth: {defaultEgress: 10m}", "at '/bandwidth/defaultEgress'"},
+		{"bandwidth: {defaultEgress: 10Mbit}", "at '/bandwidth/defaultEgress'"},
+		{"bandwidth: {defaultEgress: 2000T}", "at '/bandwidth/defaultEgress'"},
+		{"bandwidth: {excludeCIDRs: 10.0.0.0/8}", "at '/bandwidth/excludeCIDRs': got string, want array"},
+		{"bandwidth: {excludeCIDRs: [10.0.0.0]}", "at '/bandwidth/excludeCIDRs/0'"},
+		{"bandwidth: {excludeCIDRs: [10.0.0.0/33]}", "at '/bandwidth/excludeCIDRs/0'"},
+		{"bandwidth: {excludeCIDRs: [\"10.0.0.0/8,10.1.0.0/16\"]}", "at '/bandwidth/excludeCIDRs/0'"},
+		{"bandwidth: {excludeCIDRs: [\"fd00::/129\"]}", "at '/bandwidth/excludeCIDRs/0'"},
+		{"bandwidth: {excludeCIDRs: [\"fd00::/8\", \"fd00::/8\"]}", "at '/bandwidth/excludeCIDRs'"},
+		{"bandwidth: {takeOverPlugin: 1}", "at '/bandwidth/takeOverPlugin'"},
+		{"bandwidth: {metricsPerPod: 1}", "at '/bandwidth/metricsPerPod'"},
+		{"bandwidth: {netnsDirs: []}", "at '/bandwidth/netnsDirs'"},
+		{"bandwidth: {netnsDirs: [run/netns]}", "at '/bandwidth/netnsDirs/0'"},
+		{"bandwidth: {netnsDirs: [/]}", "at '/bandwidth/netnsDirs/0'"},
+		{"bandwidth: {netnsDirs: [\"/a,/b\"]}", "at '/bandwidth/netnsDirs/0'"},
+		{"bandwidth: {podNamespaces: SYS_ADMIN}", "at '/bandwidth/podNamespaces'"},
 		{"updateStrategy: {maxUnavailable: 0}", "at '/updateStrategy/maxUnavailable'"},
 		{"updateStrategy: {maxSurge: 1}", "additional properties 'maxSurge' not allowed"},
 		{"resources: {limits: {memory: lots}}", "at '/resources/limits/memory'"},
@@ -226,6 +268,22 @@ func TestSchema(t *testing.T) {
 	} {
 		if _, err := helm(t, c.values); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", c.values, err, c.want)
+		}
+	}
+}
+
+// TestBandwidthValues has the program itself take what the schema lets through.
+func TestBandwidthValues(t *testing.T) {
+	program := buildProgram(t)
+	for _, values := range []string{
+		"{}", "{enabled: false}", "{defaultIngress: 1k, defaultEgress: 999T}", "{defaultIngress: 9999G, defaultEgress: 1.125k}",
+		"{excludeCIDRs: [0.0.0.0/0, 10.0.0.0/8, 192.0.2.1/32, \"::/0\", \"fd00:10:244::/56\", \"2001:db8::1/128\"]}",
+		"{takeOverPlugin: true, metricsPerPod: true, netnsDirs: [/var/run/netns, /run/a-b_c.d/netns]}",
+	} {
+		args := daemonSet(t, mustHelm(t, "bandwidth: "+values), "selvage").Spec.Template.Spec.Containers[0].Args
+		// The help comes after the flags were read, and none of them is tried.
+		if out, err := exec.Command(program, append(slices.Clone(args), "--help")...).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", values, err, out)
 		}
 	}
 }

@@ -1,7 +1,7 @@
 // Package deploy is where Selvage is brought to a cluster from:
 //
 //   - cmd/image and image make the image; Dockerfile makes it with an engine.
-//   - base, overlays/flannel and overlays/debug are for kustomize.
+//   - base and overlays are for kustomize.
 //   - cleanup, for kustomize too, takes out of the kernel of every node what the
 //     agents have put there.
 //   - chart/selvage is for Helm.

@@ -163,6 +163,8 @@ func TestEqual(t *testing.T) {
 		"base":             nil,
 		"overlays/flannel": {"values-flannel.yaml"},
 		"overlays/debug":   {"values-flannel.yaml", "values-debug.yaml"},
+
+		"overlays/pod-namespaces": {"values-pod-namespaces.yaml"},
 	} {
 		want, got := kustomize(t, dir), mustHelm(t, "", files...)
 		for name, o := range got {
@@ -193,7 +195,7 @@ func TestVersion(t *testing.T) {
 		t.Errorf("the chart is %s for %s, want the same version", c.Metadata.Version, c.Metadata.AppVersion)
 	}
 	want := "ghcr.io/selvage-net/selvage:" + c.Metadata.AppVersion
-	for _, dir := range []string{"base", "overlays/flannel", "overlays/debug", "cleanup"} {
+	for _, dir := range []string{"base", "overlays/flannel", "overlays/debug", "overlays/pod-namespaces", "cleanup"} {
 		for name, o := range kustomize(t, dir) {
 			d, ok := o.(*appsv1.DaemonSet)
 			if !ok {

@@ -20,6 +20,8 @@ func every(t *testing.T) map[string]objects {
 		"overlays/debug":   kustomize(t, "overlays/debug"),
 		"cleanup":          kustomize(t, "cleanup"),
 		"chart":            mustHelm(t, everything),
+
+		"overlays/pod-namespaces": kustomize(t, "overlays/pod-namespaces"),
 	}
 }
 
@@ -36,7 +38,8 @@ func TestPods(t *testing.T) {
 				t.Errorf("%s: %s: host's namespaces: PID %v, IPC %v, network %v; want the network only", from, name, pod.HostPID, pod.HostIPC, pod.HostNetwork)
 			}
 			for _, v := range pod.Volumes {
-				if v.HostPath != nil && !strings.Contains(everything, v.HostPath.Path) {
+				asked := from == "chart" && v.HostPath != nil && strings.Contains(everything, v.HostPath.Path)
+				if v.HostPath != nil && v.HostPath.Path != netnsDir && !asked {
 					t.Errorf("%s: %s: mounts the host's %s", from, name, v.HostPath.Path)
 				}
 			}
@@ -47,7 +50,7 @@ func TestPods(t *testing.T) {
 				t.Errorf("%s: %s: terminationGracePeriodSeconds %v", from, name, g)
 			}
 			for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
-				checkContainer(t, from+": "+name+": "+c.Name, pod.SecurityContext, c)
+				checkContainer(t, from+": "+name+": "+c.Name, pod.SecurityContext, c, capabilities(from))
 			}
 			if from != "chart" {
 				checkPlacement(t, from+": "+name, d)
@@ -56,14 +59,23 @@ func TestPods(t *testing.T) {
 	}
 }
 
+// capabilities are those of the containers: where nobody has asked for more,
+// NET_ADMIN is all.
+func capabilities(from string) []corev1.Capability {
+	if from == "overlays/pod-namespaces" || from == "chart" {
+		return []corev1.Capability{"NET_ADMIN", "SYS_ADMIN"}
+	}
+	return []corev1.Capability{"NET_ADMIN"}
+}
+
 // checkContainer asserts all of what a container may, so that nothing is added
 // unnoticed.
-func checkContainer(t *testing.T, what string, pod *corev1.PodSecurityContext, c corev1.Container) {
+func checkContainer(t *testing.T, what string, pod *corev1.PodSecurityContext, c corev1.Container, add []corev1.Capability) {
 	t.Helper()
 	yes, no := true, false
 	want := &corev1.SecurityContext{
 		Privileged: &no, AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
-		Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN"}},
+		Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: add},
 	}
 	if diff := cmp.Diff(want, c.SecurityContext); diff != "" {
 		t.Errorf("%s: security context (-want +got):\n%s", what, diff)
@@ -73,6 +85,63 @@ func checkContainer(t *testing.T, what string, pod *corev1.PodSecurityContext, c
 	}
 	if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().IsZero() {
 		t.Errorf("%s: resources %+v", what, c.Resources)
+	}
+}
+
+// netnsDir is where container runtimes keep the files of the pods' namespaces.
+const netnsDir = "/run/netns"
+
+// TestNetNS asserts that the agents see the files of the pods' namespaces, those of
+// pods that start later among them, and can change nothing there; and that none of
+// them is kept from starting by a node without pods.
+func TestNetNS(t *testing.T) {
+	for from, all := range every(t) {
+		if from == "cleanup" {
+			continue
+		}
+		agent := daemonSet(t, all, "selvage").Spec.Template.Spec
+		dirs := []string{netnsDir}
+		if from == "chart" {
+			dirs = []string{netnsDir, "/var/run/other/netns"}
+		}
+		checkNetNS(t, from, agent, dirs)
+	}
+	off := daemonSet(t, mustHelm(t, "bandwidth: {enabled: false, podNamespaces: true}"), "selvage").Spec.Template.Spec
+	if len(off.Volumes) > 0 || len(off.Containers[0].VolumeMounts) > 0 || len(off.Containers[0].SecurityContext.Capabilities.Add) != 1 {
+		t.Errorf("an agent that shapes nothing has volumes %+v, mounts %+v, and may %v",
+			off.Volumes, off.Containers[0].VolumeMounts, off.Containers[0].SecurityContext.Capabilities.Add)
+	}
+	if args := off.Containers[0].Args; !slices.Contains(args, "--bandwidth=false") || strings.Contains(strings.Join(args, " "), "netns") {
+		t.Errorf("an agent that shapes nothing has the arguments %v", args)
+	}
+}
+
+func checkNetNS(t *testing.T, from string, pod corev1.PodSpec, dirs []string) {
+	t.Helper()
+	agent := pod.Containers[0]
+	if !slices.Contains(agent.Args, "--netns-dir="+strings.Join(dirs, ",")) {
+		t.Errorf("%s: arguments %v, want those of %v", from, agent.Args, dirs)
+	}
+	propagation, kind := corev1.MountPropagationHostToContainer, corev1.HostPathDirectoryOrCreate
+	for _, dir := range dirs {
+		i := slices.IndexFunc(pod.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil && v.HostPath.Path == dir })
+		if i < 0 {
+			t.Errorf("%s: no volume has the node's %s", from, dir)
+			continue
+		}
+		volume := pod.Volumes[i]
+		if volume.HostPath.Type == nil || *volume.HostPath.Type != kind {
+			t.Errorf("%s: %s is a volume of type %v, want %s", from, dir, volume.HostPath.Type, kind)
+		}
+		i = slices.IndexFunc(agent.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == volume.Name })
+		if i < 0 {
+			t.Errorf("%s: %s is not mounted", from, dir)
+			continue
+		}
+		want := corev1.VolumeMount{Name: volume.Name, MountPath: dir, ReadOnly: true, MountPropagation: &propagation}
+		if diff := cmp.Diff(want, agent.VolumeMounts[i]); diff != "" {
+			t.Errorf("%s: mount (-want +got):\n%s", from, diff)
+		}
 	}
 }
 

@@ -77,7 +77,7 @@ func build(ctx context.Context, o options) error {
 func (o options) spec(platform, binary string, created time.Time) image.Spec {
 	labels := map[string]string{
 		"org.opencontainers.image.title":       "selvage",
-		"org.opencontainers.image.description": "NetworkPolicy in the kernel, for Kubernetes clusters with a simple network",
+		"org.opencontainers.image.description": "NetworkPolicy and bandwidth in the kernel, for Kubernetes clusters with a simple network",
 		"org.opencontainers.image.source":      "https://github.com/selvage-net/selvage",
 		"org.opencontainers.image.licenses":    "Apache-2.0",
 		"org.opencontainers.image.version":     o.Version,

@@ -70,7 +70,7 @@ func TestBuild(t *testing.T) {
 		}
 		want := v1.Config{Entrypoint: []string{"/selvage"}, User: "0:0", WorkingDir: "/", Labels: map[string]string{
 			"org.opencontainers.image.title":       "selvage",
-			"org.opencontainers.image.description": "NetworkPolicy in the kernel, for Kubernetes clusters with a simple network",
+			"org.opencontainers.image.description": "NetworkPolicy and bandwidth in the kernel, for Kubernetes clusters with a simple network",
 			"org.opencontainers.image.source":      "https://github.com/selvage-net/selvage",
 			"org.opencontainers.image.licenses":    "Apache-2.0",
 			"org.opencontainers.image.version":     "v7.8.9",
