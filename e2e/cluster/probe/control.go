@@ -31,6 +31,8 @@ type Control struct {
 //	GET    /arrivals      map of tokens to Arrival
 //	GET    /overflowed    number of datagrams
 //	POST   /lookups       Lookups to LookupResult
+//
+// and what bulk adds.
 func (c *Control) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
@@ -59,6 +61,7 @@ func (c *Control) Handler() http.Handler {
 	mux.HandleFunc("POST /lookups", post(func(r *http.Request, l Lookups) (any, error) {
 		return l.Run(r.Context(), c.Dial), nil
 	}))
+	c.bulk(mux)
 	return mux
 }
 
