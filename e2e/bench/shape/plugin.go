@@ -21,10 +21,11 @@ type plugin struct {
 	veth    netlink.Link
 }
 
-// The plugin's parameters. The burst is what the container runtime passes, in bits,
-// for a pod that has a bandwidth annotation; a pod cannot give another.
+// The plugin's parameters. The burst is what containerd passes, in bits, for a pod that
+// has a bandwidth annotation (toCNIBandWidth in internal/cri/server/sandbox_run.go of
+// v2.2.9); a pod cannot give another.
 const (
-	pluginBurstBits = math.MaxInt32
+	pluginBurstBits = math.MaxUint32
 	pluginLatency   = 0.025 // seconds
 )
 
@@ -61,7 +62,7 @@ func (p *plugin) limit(r shaping.Rate) error {
 }
 
 // addTBF computes as the plugin does. The burst becomes microseconds and then
-// ticks, both in 32 bits: under 8 Mbit/s the ticks overflow, and the kernel gets
+// ticks, both in 32 bits: under 16 Mbit/s the ticks overflow, and the kernel gets
 // what is left of them.
 func (p *plugin) addTBF(index int, r shaping.Rate) error {
 	const burst = pluginBurstBits / 8

@@ -41,7 +41,7 @@ func (r *report) writeTable(w io.Writer) {
 	fmt.Fprintf(w, "\n%s, kernel %s, %d x %s, load %s before, %s, took %.0f s\n",
 		r.Start.Format(time.DateTime+" UTC"), r.Machine.Kernel, r.Machine.CPUs, r.Machine.CPU, r.Machine.Load, r.Machine.Go, r.Seconds)
 	fmt.Fprintln(w, "The baseline is the CNI's bandwidth plugin with its own parameters: tbf with a latency of 25 ms and")
-	fmt.Fprintln(w, "the burst that the container runtime passes, 2147483647 bits; from the pod by ingress, u32, mirred, IFB.")
+	fmt.Fprintln(w, "the burst that containerd passes, 4294967295 bits; from the pod by ingress, u32, mirred, IFB.")
 	leaf := map[bool]string{true: "has", false: "has not"}[r.FQCodel]
 	fmt.Fprintf(w, "This kernel %s fq_codel.\n", leaf)
 	for _, d := range shaping.Directions() {
