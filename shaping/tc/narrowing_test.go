@@ -1,7 +1,6 @@
 package tc
 
 import (
-	"io"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -53,7 +52,7 @@ func stream(t *testing.T, p pod, toPod bool) *atomic.Int64 {
 		for data := make([]byte, 1<<20); ; {
 			n, err := to.Read(data)
 			arrived.Add(int64(n))
-			if err == io.EOF || err != nil {
+			if err != nil {
 				return
 			}
 		}
