@@ -85,12 +85,10 @@ func (s *Shaper) reconcilePod(k shaping.Key, look look, now time.Time) {
 	if r.failed == nil {
 		r.since = now
 	}
-	if !errors.Is(err, errPlace) { // the kernel's, and worth a line
-		if r.failed == nil || r.failed.Error() != err.Error() {
-			s.options.Logger.Warn("cannot shape a pod, trying again", "pod", k.String(), "err", err)
-		}
+	if !errors.Is(err, errPlace) { // but the kernel's; Observe is told of either
 		s.status.Failed++
 	}
+	s.options.Logger.Debug("a pod is not shaped, trying again", "pod", k.String(), "err", err, "pause", r.retry.Sub(now))
 	r.failed = err
 }
 
