@@ -67,6 +67,7 @@ func TestConditions(t *testing.T) {
 			if err := testutil.GatherAndCompare(m.Gatherer(), strings.NewReader(fmt.Sprintf(`
 				# HELP selvage_conditions Things that somebody should put right, by reason; the log and an Event on the Node say what to do.
 				# TYPE selvage_conditions gauge
+				selvage_conditions{reason="BandwidthNotShaped"} 0
 				selvage_conditions{reason="NoPodCIDR"} 0
 				selvage_conditions{reason="ObjectsRefused"} %v
 				selvage_conditions{reason="OldAPIServer"} 0

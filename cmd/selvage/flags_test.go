@@ -138,7 +138,7 @@ func TestReadme(t *testing.T) {
 				row = line
 			}
 		}
-		want := strings.TrimSuffix(flag.DefValue, "0s")
+		want := strings.Trim(strings.TrimSuffix(flag.DefValue, "0s"), "[]")
 		if row == "" || !strings.Contains(row, want) {
 			t.Errorf("--%s, default %q: the README's table has %q", flag.Name, want, row)
 		}

@@ -91,6 +91,24 @@ func wrap(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
+// errInterrupted says that something changed during a dump, which may therefore lack
+// what was there all along.
+var errInterrupted = errors.New("the listing was interrupted by changes")
+
+// dumps is how often an interrupted dump is taken anew.
+const dumps = 10
+
+// dump asks for a listing until it is not interrupted, some times at most.
+func (c *Conn) dump(kind uint16, data []byte) ([]netlink.Message, error) {
+	for range dumps {
+		answers, err := c.ask(kind, netlink.Dump, data)
+		if !errors.Is(err, errInterrupted) {
+			return answers, err
+		}
+	}
+	return nil, errInterrupted
+}
+
 // ask sends a request that is answered by any number of messages, and returns these.
 // An acknowledgement is asked for as well: for the queueing disciplines that are
 // built in, the kernel answers nothing at all.
@@ -114,6 +132,9 @@ func (c *Conn) ask(kind uint16, flags netlink.HeaderFlags, data []byte) ([]netli
 			return nil, err
 		}
 		for _, m := range received {
+			if m.Header.Flags&netlink.DumpInterrupted != 0 {
+				return nil, errInterrupted
+			}
 			switch {
 			case m.Header.Sequence != sent.Header.Sequence: // of a request that was given up
 			case m.Header.Type == netlink.Error:

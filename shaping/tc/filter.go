@@ -123,7 +123,7 @@ func (c *Conn) takeHook(index int) error {
 // removeHook removes clsact, unless there are filters in it.
 func (c *Conn) removeHook(index int) error {
 	for _, parent := range hookParents() {
-		answers, err := c.ask(unix.RTM_GETTFILTER, unix.NLM_F_DUMP, tcmsg{index: index, parent: parent}.encode())
+		answers, err := c.dump(unix.RTM_GETTFILTER, tcmsg{index: index, parent: parent}.encode())
 		if err != nil && !absent(err) {
 			return fmt.Errorf("list filters: %w", err)
 		}

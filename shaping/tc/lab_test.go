@@ -185,6 +185,9 @@ func tcShow(t testing.TB, prefix, device string) []shown {
 	t.Helper()
 	var all []shown
 	text := isolate.Sh(t, prefix+" tc -s -j qdisc show dev "+device)
+	for strings.Contains(text, "Dump was interrupted") { // by what the Shaper does meanwhile
+		text = isolate.Sh(t, prefix+" tc -s -j qdisc show dev "+device)
+	}
 	if err := json.Unmarshal([]byte(text), &all); err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}

@@ -78,7 +78,7 @@ func (c *Conn) ifb(name string) (ifb, error) {
 
 // listIFBs returns all IFBs of ours.
 func (c *Conn) listIFBs() ([]ifb, error) {
-	answers, err := c.ask(unix.RTM_GETLINK, netlink.Dump, ifinfomsg(0, 0, 0))
+	answers, err := c.dump(unix.RTM_GETLINK, ifinfomsg(0, 0, 0))
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -211,7 +211,7 @@ func (c *Conn) doomIFB(name string) error {
 // removeDoomed removes all IFBs of the doomed group at once, or one by one should
 // somebody else have put an interface into that group.
 func (c *Conn) removeDoomed() error {
-	answers, err := c.ask(unix.RTM_GETLINK, netlink.Dump, ifinfomsg(0, 0, 0))
+	answers, err := c.dump(unix.RTM_GETLINK, ifinfomsg(0, 0, 0))
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

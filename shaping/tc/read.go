@@ -220,7 +220,7 @@ type filter struct {
 // filters lists our filters of one hook.
 func (c *Conn) filters(index int, place shaping.Place) ([]filter, error) {
 	parent, prefer := hookParents()[place], preferencesAt(place)
-	answers, err := c.ask(unix.RTM_GETTFILTER, netlink.Dump, tcmsg{index: index, parent: parent}.encode())
+	answers, err := c.dump(unix.RTM_GETTFILTER, tcmsg{index: index, parent: parent}.encode())
 	if absent(err) {
 		return nil, nil
 	}

@@ -100,8 +100,9 @@ type Shaper struct {
 	fqCodel bool
 	pods    map[shaping.Key]*record
 	status  Status
-	// doomed says that IFBs of the node are to be removed.
-	doomed bool
+	// doomed says that IFBs of the node are to be removed, uncollected that what no pod
+	// has any use for could not be listed.
+	doomed, uncollected bool
 
 	sampling sync.Mutex
 	sampler  *Conn // guarded by sampling
@@ -274,7 +275,7 @@ func (s *Shaper) round(full bool) (retry time.Duration) {
 	slices.SortFunc(keys, shaping.Key.Compare)
 	keys = slices.Compact(keys)
 	s.reconcile(keys, now, full || len(keys) >= many)
-	if full {
+	if full || s.uncollected {
 		s.collect()
 	}
 	s.removeDoomed()
@@ -282,6 +283,9 @@ func (s *Shaper) round(full bool) (retry time.Duration) {
 		s.report(now)
 	}
 	retry = time.Hour
+	if s.uncollected || s.doomed {
+		retry = time.Second
+	}
 	for _, r := range s.pods {
 		if r.failed != nil {
 			retry = min(retry, max(0, r.retry.Sub(now)))
@@ -317,16 +321,24 @@ const many = 8
 func (s *Shaper) reconcile(keys []shaping.Key, now time.Time, list bool) {
 	look := s.node.qdisc
 	if list {
-		listing, err := s.node.listing()
-		if err != nil {
-			s.fail(fmt.Errorf("read what is in force, so that each pod must be asked for: %w", err))
-		} else {
-			look = listing
-		}
+		look = s.look()
 	}
 	for _, k := range keys {
 		s.reconcilePod(k, look, now)
 	}
+}
+
+// look is a look at all that is in force or, if that cannot be listed, at one thing
+// after the other: where pods come and go all the time, no listing is complete.
+func (s *Shaper) look() look {
+	listing, err := s.node.listing()
+	if err == nil {
+		return listing
+	}
+	if !errors.Is(err, errInterrupted) {
+		s.fail(fmt.Errorf("read what is in force: %w", err))
+	}
+	return s.node.qdisc
 }
 
 // removeDoomed removes the IFBs that are to go, all at once. What fails is tried
@@ -335,8 +347,8 @@ func (s *Shaper) removeDoomed() {
 	if !s.doomed {
 		return
 	}
-	s.doomed = false
-	if err := s.node.removeDoomed(); err != nil {
+	err := s.node.removeDoomed()
+	if s.doomed = errors.Is(err, errInterrupted); err != nil && !s.doomed {
 		s.fail(fmt.Errorf("remove IFBs that nobody uses any more: %w", err))
 	}
 }
@@ -357,7 +369,8 @@ func (s *Shaper) collect() {
 		}
 	}
 	n, err := s.node.collect(k)
-	if err != nil {
+	s.uncollected = errors.Is(err, errInterrupted)
+	if err != nil && !s.uncollected {
 		s.fail(fmt.Errorf("remove what no pod has any use for: %w", err))
 	}
 	if n > 0 {

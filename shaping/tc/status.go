@@ -20,11 +20,7 @@ func (s *Shaper) adopt() {
 	for _, f := range s.take().changes {
 		f(s.model)
 	}
-	look, err := s.node.listing()
-	if err != nil {
-		s.fail(fmt.Errorf("read what is in force: %w", err))
-		return
-	}
+	look := s.look()
 	for _, k := range s.model.Pods() {
 		pod, _ := s.model.Pod(k)
 		at, err := s.find(pod)

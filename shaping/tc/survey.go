@@ -3,7 +3,6 @@ package tc
 import (
 	"fmt"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/selvage-net/selvage/shaping"
@@ -41,7 +40,7 @@ func (c *Conn) survey() (survey, error) {
 
 // qdiscs lists all queueing disciplines.
 func (c *Conn) qdiscs() ([]qdisc, error) {
-	answers, err := c.ask(unix.RTM_GETQDISC, netlink.Dump, tcmsg{}.encode())
+	answers, err := c.dump(unix.RTM_GETQDISC, tcmsg{}.encode())
 	if err != nil {
 		return nil, fmt.Errorf("list queueing disciplines: %w", err)
 	}
