@@ -172,5 +172,11 @@ func (c *bandwidthCollector) add(now []Bandwidth) {
 	}
 }
 
-// since is the difference of two counters of 32 bits, which may have gone round.
-func since(before, now uint64) uint64 { return uint64(uint32(now) - uint32(before)) }
+// since is the difference of two counters of 32 bits. One that went back has gone round
+// if it was far, and else begins anew with another queue.
+func since(before, now uint64) uint64 {
+	if now < before && before < 1<<31 {
+		return now
+	}
+	return uint64(uint32(now) - uint32(before))
+}

@@ -50,6 +50,10 @@ selvage_bandwidth_scrape_success 1
 	is("one has ended", page("1900", "0", "4.294967301e+09", "1000"))
 	now = []Bandwidth{pod("a", 100, 0, 0)}
 	is("its queue is a new one", page("2000", "0", "4.294967301e+09", "1000"))
+	now = []Bandwidth{pod("a", 200, 2, 0)}
+	is("more", page("2100", "0", "4.294967303e+09", "1000"))
+	now = []Bandwidth{pod("a", 300, 1, 0)}
+	is("a new one again, and it has sent more than the one before", page("2200", "0", "4.294967304e+09", "1000"))
 	broken = errors.New("no")
 	is("the kernel does not answer", `# HELP selvage_bandwidth_scrape_success 1 if the counters could be read from the kernel.
 # TYPE selvage_bandwidth_scrape_success gauge

@@ -18,17 +18,17 @@ func (s State) Limits(at Interface) Limits {
 }
 
 // Narrowing returns the queues that are on the way to a lesser burst, and wait for
-// being empty.
-func (s State) Narrowing() []*Queue {
-	var found []*Queue
-	add := func(q *Queue) {
+// being empty, by their devices as in a Step.
+func (s State) Narrowing() map[string]*Queue {
+	found := make(map[string]*Queue)
+	add := func(device string, q *Queue) {
 		if q != nil && q.Bucket.Largest != 0 {
-			found = append(found, q)
+			found[device] = q
 		}
 	}
-	add(s.Root.Queue)
-	for _, ifb := range s.IFBs {
-		add(ifb.Queue)
+	add("", s.Root.Queue)
+	for name, ifb := range s.IFBs {
+		add(name, ifb.Queue)
 	}
 	return found
 }
@@ -63,6 +63,9 @@ func (s State) After(steps []Step) State {
 		switch step.Op {
 		case MakeIFB:
 			ifb.Up, ifb.Marked = true, step.Hook
+			s.IFBs[step.Device] = ifb
+		case MarkIFB:
+			ifb.Marked = true
 			s.IFBs[step.Device] = ifb
 		case SetQueue:
 			s.setQueue(step.Device, &step.Queue)

@@ -57,8 +57,11 @@ type Op string
 
 // The steps. Each leaves alone what is there already.
 const (
-	// MakeIFB makes an IFB, marked as made for this pod, and sets it up.
+	// MakeIFB makes an IFB for this pod, and sets it up.
 	MakeIFB Op = "make IFB"
+	// MarkIFB marks an IFB with the hook being ours. That is done after the hook was
+	// made, which fails if somebody else was there before.
+	MarkIFB Op = "mark IFB"
 	// SetQueue puts a queue at the root of a device; one that is there already is
 	// changed and loses nothing that waits.
 	SetQueue Op = "set queue"
@@ -91,7 +94,7 @@ type Step struct {
 	// IFB and Exclude are for SetRedirect.
 	IFB     string
 	Exclude []netip.Prefix
-	// Hook says, for MakeIFB, that the hook is ours.
+	// Hook says, for MakeIFB, that it is to be marked, too.
 	Hook bool
 }
 
@@ -221,9 +224,7 @@ func (d *differ) redirect(s Shaped) {
 		d.refuse(s, d.state.Hook)
 		return
 	}
-	d.ours = d.ours || hook != ""
 	d.kept = append(d.kept, s.IFB)
-	// The IFB carries the mark that the hook is ours, so that it must be made first.
 	ifb, there := d.state.IFBs[s.IFB]
 	if !there || !ifb.Up || ifb.Marked != d.ours {
 		d.add(Step{Op: MakeIFB, Device: s.IFB, Hook: d.ours})
@@ -231,7 +232,8 @@ func (d *differ) redirect(s Shaped) {
 	d.queue(s.IFB, s.Queue, ifb.Queue)
 	if hook != "" {
 		d.add(Step{Op: hook})
-		d.hooked = true
+		d.add(Step{Op: MarkIFB, Device: s.IFB})
+		d.hooked, d.ours = true, true
 	}
 	if hook == TakeHook { // its filters go with it
 		d.state.Redirects = [3]Redirect{}

@@ -34,6 +34,9 @@ type Pod struct {
 	Addrs []netip.Addr
 	// HostNetwork pods have no interface of their own.
 	HostNetwork bool
+	// Created is when it was made, in Unix seconds. Of pods that claim one address, the
+	// newest has it.
+	Created     int64
 	Annotations Annotations
 }
 
@@ -90,9 +93,15 @@ func NewModel(defaults Limits) *Model {
 // SetPod says how a pod is now.
 func (m *Model) SetPod(p Pod) {
 	e := m.pods[p.Key]
+	if e != nil && !slices.Equal(e.pod.Addrs, p.Addrs) {
+		m.touch(e.pod.Addrs) // one of them may be another pod's from now on
+	}
 	if e == nil || e.pod.UID != p.UID { // another one of its name
 		e = &entry{}
 		m.pods[p.Key] = e
+	}
+	if !slices.Equal(e.pod.Addrs, p.Addrs) {
+		m.touch(p.Addrs)
 	}
 	e.pod = p
 	e.read(p.Key, p.UID, p.Annotations)
@@ -101,8 +110,9 @@ func (m *Model) SetPod(p Pod) {
 
 // RemovePod says that a pod no longer runs on the node.
 func (m *Model) RemovePod(k Key) {
-	if _, ok := m.pods[k]; ok {
+	if e, ok := m.pods[k]; ok {
 		delete(m.pods, k)
+		m.touch(e.pod.Addrs)
 		m.changed[k] = true
 	}
 }
@@ -155,6 +165,9 @@ func (m *Model) Adopt(k Key, l Limits) {
 		return
 	}
 	for _, d := range Directions() {
+		if m.Limits(k)[d].Rate.bytes() == l[d].Rate.bytes() { // that follows from what can be used
+			continue
+		}
 		if e.adopt(d, l[d].Rate) || e.limits[d].Rate != 0 {
 			continue
 		}
@@ -183,13 +196,40 @@ func (m *Model) Changed() []Key {
 	return keys
 }
 
-// Pod returns a pod by its name, and whether it is known.
+// Pod returns a pod by its name, and whether it is known. It has only the addresses
+// that no newer one has.
 func (m *Model) Pod(k Key) (Pod, bool) {
 	e, ok := m.pods[k]
 	if !ok {
 		return Pod{}, false
 	}
-	return e.pod, true
+	p := e.pod
+	p.Addrs = nil
+	for _, a := range e.pod.Addrs {
+		if !m.newer(e.pod, a) {
+			p.Addrs = append(p.Addrs, a)
+		}
+	}
+	return p, true
+}
+
+// newer tells whether a newer pod has an address, too.
+func (m *Model) newer(p Pod, a netip.Addr) bool {
+	for k, e := range m.pods {
+		if k != p.Key && !e.pod.HostNetwork && cmp.Or(cmp.Compare(e.pod.Created, p.Created), cmp.Compare(e.pod.UID, p.UID)) > 0 && slices.Contains(e.pod.Addrs, a) {
+			return true
+		}
+	}
+	return false
+}
+
+// touch marks the pods that have any of some addresses as changed.
+func (m *Model) touch(addrs []netip.Addr) {
+	for k, e := range m.pods {
+		if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(e.pod.Addrs, a) }) {
+			m.changed[k] = true
+		}
+	}
 }
 
 // Asks tells whether a pod itself has an annotation for bandwidth, usable or not.

@@ -177,6 +177,55 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// TestAdoptFollows leaves alone what follows from an annotation or default that can be
+// used, even where another one cannot.
+func TestAdoptFollows(t *testing.T) {
+	mo := NewModel(Limits{})
+	mo.SetNamespace("shop", notes{"in": "5M"})
+	mo.SetPod(testPod("web", notes{"in": "bad"}))
+	mo.Adopt(Key{"shop", "web"}, Limits{{Rate: 5 * m}, {}})
+	mo.SetNamespace("shop", notes{"in": "8M"})
+	if got := mo.Limits(Key{"shop", "web"}); got[Ingress].Rate != 8*m {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestClaims gives an address to the newest pod that claims it.
+func TestClaims(t *testing.T) {
+	mo := NewModel(Limits{})
+	add := func(name string, created int64, host bool, addrs ...string) {
+		p := testPod(name, nil, addrs...)
+		p.Created, p.HostNetwork = created, host
+		mo.SetPod(p)
+	}
+	is := func(what, changed, want string) {
+		t.Helper()
+		if got := fmt.Sprint(mo.Changed()); got != changed {
+			t.Errorf("%s: changed %s, want %s", what, got, changed)
+		}
+		var texts []string
+		for _, k := range mo.Pods() {
+			p, _ := mo.Pod(k)
+			texts = append(texts, fmt.Sprint(p.Addrs))
+		}
+		if got := strings.Join(texts, " "); got != want {
+			t.Errorf("%s: %s, want %s", what, got, want)
+		}
+	}
+	add("a", 1, false, "10.1.0.1", "fd00::1")
+	is("one", "[shop/a]", "[10.1.0.1 fd00::1]")
+	add("b", 2, false, "10.1.0.1")
+	is("a newer one", "[shop/a shop/b]", "[fd00::1] [10.1.0.1]")
+	add("c", 9, true, "10.1.0.1")
+	is("a hostNetwork pod claims nothing", "[shop/a shop/b shop/c]", "[fd00::1] [10.1.0.1] [10.1.0.1]")
+	add("b", 2, false, "10.1.0.2")
+	is("it has moved", "[shop/a shop/b shop/c]", "[10.1.0.1 fd00::1] [10.1.0.2] [10.1.0.1]")
+	add("b", 2, false, "10.1.0.1")
+	mo.Changed()
+	mo.RemovePod(Key{"shop", "b"})
+	is("it is gone", "[shop/a shop/b shop/c]", "[10.1.0.1 fd00::1] [10.1.0.1]")
+}
+
 func TestAsks(t *testing.T) {
 	mo := NewModel(Limits{Ingress: {Rate: 1 * m}})
 	for name, want := range map[string]bool{"in": true, "bad": true, "no": false} {

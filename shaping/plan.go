@@ -21,6 +21,10 @@ type Interface struct {
 	Frame int
 }
 
+// EthernetHeader is the size of a frame's header in bytes, without a VLAN tag: what an
+// interface's MTU leaves out of Frame.
+const EthernetHeader = 14
+
 // nodeEnd says that the interface is on the node, the other end of a pod's veth:
 // what is sent by it goes to the pod. Otherwise it is in the pod.
 func (i Interface) nodeEnd() bool { return i.NetNS == "" }

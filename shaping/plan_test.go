@@ -105,7 +105,7 @@ func TestSteps(t *testing.T) {
 		{name: "nothing", plan: plan(0, 0)},
 		{name: "both, from nothing", plan: plan(10*m, 20*m), want: []string{
 			"set queue: new 1250000 B/s burst 8000 limit 25000 fifo",
-			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "make hook", "set redirect arriving to E",
+			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "make hook", "mark IFB E", "set redirect arriving to E",
 		}},
 		{name: "as it is", plan: plan(10*m, 20*m), state: after(plan(10*m, 20*m))},
 		{name: "another rate", plan: plan(10*m, 30*m), state: after(plan(10*m, 20*m)), want: []string{
@@ -147,12 +147,12 @@ func TestSteps(t *testing.T) {
 			Hook: "clsact", HookOurs: true, Redirects: [3]Redirect{Arriving: {There: true}},
 		}, want: []string{"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "set redirect arriving to E"}},
 		{name: "somebody's root", plan: plan(10*m, 20*m), state: State{Root: Root{Foreign: "htb"}}, takeOver: true, refused: "[{ingress htb}]", want: []string{
-			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "make hook", "set redirect arriving to E",
+			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "make hook", "mark IFB E", "set redirect arriving to E",
 		}},
 		{name: "the bandwidth plugin's", plan: plan(10*m, 20*m), state: State{Root: Root{Foreign: "tbf"}, Hook: "ingress"}, refused: "[{ingress tbf} {egress ingress}]"},
 		{name: "the bandwidth plugin's, to be taken over", plan: plan(10*m, 20*m), state: State{Root: Root{Foreign: "tbf"}, Hook: "ingress"}, takeOver: true, want: []string{
 			"set queue: new 1250000 B/s burst 8000 limit 25000 fifo",
-			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "take hook", "set redirect arriving to E",
+			"make IFB E", "set queue E: new 2500000 B/s burst 12500 limit 50000 fifo", "take hook", "mark IFB E", "set redirect arriving to E",
 		}},
 		{name: "refused, but once ours", plan: plan(0, 20*m), refused: "[{egress ingress}]", state: State{
 			Hook: "ingress", IFBs: map[string]IFB{ifb: {Queue: queue(m), Up: true}},

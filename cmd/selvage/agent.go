@@ -43,8 +43,8 @@ type agent struct {
 	conditions  *conditions
 	// bandwidth is nil if it is not shaped.
 	bandwidth *bandwidth
-	// event, if it is set, makes an Event, and does not wait for it.
-	event  func(notice)
+	// event, if it is set, makes an Event; see recorder.send.
+	event  func(notice) bool
 	source *source
 	// retry is the pause after a sync for the bridges' sake that failed.
 	retry time.Duration

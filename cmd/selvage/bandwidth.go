@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -38,12 +38,26 @@ type bandwidth struct {
 	log     *slog.Logger
 	metrics *metrics.Metrics
 	node    string
-	// event, if it is set, makes an Event.
-	event  func(notice)
+	// event, if it is set, makes an Event, and tells whether it could; see
+	// recorder.send.
+	event  func(notice) bool
 	shaper *tc.Shaper
 	finder *link.Finder
-	// told is what was said last, by what it is about.
-	told map[string]string
+	// told is what was said last.
+	told map[subject]said
+}
+
+// subject is what something is said about: of an object, a topic.
+type subject struct {
+	kind, name string
+	uid        types.UID
+	topic      string
+}
+
+// said is what was said, and whether there was an Event of it.
+type said struct {
+	text  string
+	event bool
 }
 
 // newBandwidth returns nil if the kernel has no traffic control, or it is not
@@ -52,30 +66,61 @@ func (a *agent) newBandwidth(c config) *bandwidth {
 	if !c.shaping.enabled {
 		return nil
 	}
-	b := &bandwidth{log: a.log, metrics: a.metrics, node: c.policy.NodeName, event: a.event, told: make(map[string]string)}
-	err := b.open(c)
-	if err == nil {
-		a.metrics.ReadBandwidth(b.samples, c.shaping.perPod)
-		return b
+	b := &bandwidth{log: a.log, metrics: a.metrics, node: c.policy.NodeName, event: a.event, told: make(map[subject]said)}
+	if err := b.open(c); err != nil {
+		a.noBandwidth("start", err)
+		return nil
 	}
-	a.conditions.set("bandwidth", condition{
-		reason: reasonNoBandwidth, about: a.local.node,
-		message: "the bandwidth of pods is not shaped on this node: " + err.Error() +
-			": give the kernel traffic control (CONFIG_NET_SCHED, sch_tbf, sch_ingress, cls_u32, act_mirred, ifb), or the agent --bandwidth=false",
+	a.metrics.ReadBandwidth(b.samples, c.shaping.perPod)
+	return b
+}
+
+// noBandwidth tells that bandwidth is not shaped, because some part of it failed; or
+// that this is over, if err is nil.
+func (a *agent) noBandwidth(part string, err error) {
+	if err == nil {
+		a.conditions.set(topic("bandwidth " + part))
+		return
+	}
+	a.conditions.set(topic("bandwidth "+part), condition{
+		reason: reasonNoBandwidth, about: part,
+		message: "changes of the pods' bandwidth are not put in force on this node: " + err.Error() + ", or give the agent --bandwidth=false",
 	})
+}
+
+// bandwidthPause is the time after which is tried again what watches over bandwidth, and
+// for which it must not fail to be taken for working.
+const bandwidthPause = 5 * time.Second
+
+// persist runs a part until ctx ends, again and again if it fails: whatever is the
+// matter with bandwidth, policy goes on.
+func (a *agent) persist(ctx context.Context, part string, f func(context.Context) error) error {
+	for ctx.Err() == nil {
+		works := time.AfterFunc(bandwidthPause, func() { a.noBandwidth(part, nil) })
+		err := f(ctx)
+		works.Stop()
+		if ctx.Err() == nil {
+			a.noBandwidth(part, fmt.Errorf("%w: it is tried again", err))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(bandwidthPause):
+		}
+	}
 	return nil
 }
 
 func (b *bandwidth) open(c config) (err error) {
 	if b.finder, err = link.NewFinder(link.FinderOptions{Dirs: c.shaping.netns, Logger: b.log}); err != nil {
-		return err
+		return fmt.Errorf("%w: see to it that the directories of --netns-dir can be read, and that the kernel is Linux 4.20 or later", err)
 	}
 	b.shaper, err = tc.New(tc.Options{
 		Logger: b.log, Find: b.find, Defaults: c.shaping.defaults, Exclude: c.shaping.exclude,
 		TakeOver: c.shaping.takeOver, ResyncInterval: c.resyncInterval, Observe: b.observe,
 	})
 	if err != nil {
-		err = errors.Join(err, b.finder.Close())
+		err = fmt.Errorf("%w: give the kernel traffic control (CONFIG_NET_SCHED, sch_tbf, sch_ingress, cls_u32, act_mirred, ifb)",
+			errors.Join(err, b.finder.Close()))
 	}
 	return err
 }
@@ -102,9 +147,6 @@ func (b *bandwidth) follow(ctx context.Context) error {
 	})
 }
 
-// etherHeader is the size of the header of an Ethernet frame.
-const etherHeader = 14
-
 // find finds where a pod's traffic passes: at the node's end of its veth or, if it has
 // another kind of interface, in its own namespace.
 func (b *bandwidth) find(addrs []netip.Addr) (shaping.Interface, error) {
@@ -118,7 +160,7 @@ func (b *bandwidth) find(addrs []netip.Addr) (shaping.Interface, error) {
 	}
 	at.Index, at.Name, at.Frame = end.Index, end.Name, end.MTU
 	if end.Ethernet {
-		at.Frame += etherHeader
+		at.Frame += shaping.EthernetHeader
 	}
 	return at, nil
 }
@@ -147,7 +189,7 @@ func (b *bandwidth) update(deltas []policy.Delta) {
 					continue
 				}
 				m.SetPod(shaping.Pod{
-					Key: key, UID: string(o.UID), Addrs: o.Addrs, HostNetwork: o.HostNetwork, Annotations: o.Annotations,
+					Key: key, UID: string(o.UID), Addrs: o.Addrs, HostNetwork: o.HostNetwork, Created: o.Created, Annotations: o.Annotations,
 				})
 			}
 		}
@@ -218,10 +260,15 @@ func (b *bandwidth) observe(s tc.Status) {
 func adviceFor(u tc.Unshaped) string {
 	switch u.Reason {
 	case tc.NoInterface:
+		if !errors.Is(u.Err, link.ErrNotFound) {
+			return u.Err.Error() + ": remove the address, or the network namespace, that is left over or added by hand"
+		}
 		return u.Err.Error() + ": the agent finds interfaces by the files in --netns-dir, which it must see as the container runtime does (/run/netns of the node)"
 	case tc.NoPermission:
 		return u.Err.Error() + ": its interface is in its own network namespace (macvlan, ipvlan, VLAN or a physical one): give the agent the capability SYS_ADMIN to reach it"
-	case tc.HostNetwork, tc.ForeignQdisc, tc.Refused:
+	case tc.Refused:
+		return u.Err.Error() + ": it is tried again; `tc qdisc show` and `tc filter show` on the node tell what is there"
+	case tc.HostNetwork, tc.ForeignQdisc:
 	}
 	return u.Err.Error()
 }
@@ -237,22 +284,22 @@ func objectOf(k shaping.Key, uid string) corev1.ObjectReference {
 // tell says what is new, and what is over.
 func (b *bandwidth) tell(remarks []remark) {
 	before := b.told
-	b.told = make(map[string]string, len(remarks))
+	b.told = make(map[subject]said, len(remarks))
 	for _, r := range remarks {
 		name := cmp.Or(r.about.Namespace, "-") + "/" + r.about.Name
-		key := r.about.Kind + " " + name + " " + r.topic
-		b.told[key] = r.text
-		if before[key] == r.text {
-			continue
+		key := subject{r.about.Kind, name, r.about.UID, r.topic}
+		s := before[key]
+		if s.text != r.text {
+			b.log.Warn("bandwidth is not limited as it is written", "reason", r.reason, "kind", r.about.Kind, "name", name, "err", r.text)
+			s = said{text: r.text}
 		}
-		b.log.Warn("bandwidth is not limited as it is written", "reason", r.reason, "kind", r.about.Kind, "name", name, "err", r.text)
-		if b.event != nil {
-			b.event(notice{about: r.about, action: "Shape", reason: r.reason, note: r.text})
-		}
+		// There may be more to tell at once than Events that may be made.
+		s.event = s.event || b.event == nil || b.event(notice{about: r.about, action: "Shape", reason: r.reason, note: r.text})
+		b.told[key] = s
 	}
-	for _, key := range slices.Sorted(maps.Keys(before)) {
-		if _, ok := b.told[key]; !ok {
-			b.log.Info("bandwidth is no longer in doubt", "about", key)
+	for s := range before {
+		if _, ok := b.told[s]; !ok {
+			b.log.Info("bandwidth is no longer in doubt", "kind", s.kind, "name", s.name, "about", s.topic)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/selvage-net/selvage/informer/link"
 	"github.com/selvage-net/selvage/informer/link/isolate"
 	"github.com/selvage-net/selvage/metrics"
 	"github.com/selvage-net/selvage/policy"
@@ -23,10 +24,15 @@ import (
 func TestBandwidthRemarks(t *testing.T) {
 	var log strings.Builder
 	var events []string
+	refuse := false
 	b := &bandwidth{
-		log: slog.New(slog.NewTextHandler(&log, nil)), metrics: metrics.New("test"), told: map[string]string{},
-		event: func(n notice) {
+		log: slog.New(slog.NewTextHandler(&log, nil)), metrics: metrics.New("test"), told: map[subject]said{},
+		event: func(n notice) bool {
+			if refuse {
+				return false
+			}
 			events = append(events, fmt.Sprintf("%s %s/%s %s: %s", n.about.Kind, n.about.Namespace, n.about.Name, n.reason, n.note))
+			return true
 		},
 	}
 	web := shaping.Pod{Key: shaping.Key{Namespace: "shop", Name: "web"}, UID: "u"}
@@ -34,9 +40,11 @@ func TestBandwidthRemarks(t *testing.T) {
 	worse := wrong
 	worse.Err = errors.New("-1")
 	namespace := shaping.Problem{Pod: shaping.Key{Namespace: "shop"}, Annotation: "kubernetes.io/egress-bandwidth", Err: errors.New("fast")}
-	unshaped := func(r tc.Reason, text string) tc.Status {
-		return tc.Status{Unshaped: []tc.Unshaped{{Pod: web, Reason: r, Err: errors.New(text)}}}
+	unshaped := func(r tc.Reason, err error) tc.Status {
+		return tc.Status{Unshaped: []tc.Unshaped{{Pod: web, Reason: r, Err: err}}}
 	}
+	reborn := unshaped(tc.ForeignQdisc, errors.New("htb"))
+	reborn.Unshaped[0].Pod.UID = "another"
 	for i, step := range []struct {
 		status tc.Status
 		events []string
@@ -46,11 +54,16 @@ func TestBandwidthRemarks(t *testing.T) {
 		{tc.Status{Problems: []shaping.Problem{wrong}}, []string{"Pod shop/web InvalidBandwidth: 10Mbit; what was in force before"}, 1},
 		{tc.Status{Problems: []shaping.Problem{wrong}}, nil, 0},
 		{tc.Status{Problems: []shaping.Problem{worse, namespace}}, []string{"Pod shop/web InvalidBandwidth: -1;", "Namespace /shop InvalidBandwidth: fast;"}, 2},
-		{unshaped(tc.NoInterface, "none"), []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: none: the agent finds interfaces by the files in --netns-dir"}, 3},
-		{unshaped(tc.NoPermission, "may not"), []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: may not: its interface is in its own network namespace"}, 1},
-		{unshaped(tc.ForeignQdisc, "htb"), []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: htb"}, 1},
+		{unshaped(tc.NoInterface, fmt.Errorf("none: %w", link.ErrNotFound)), []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: none: no network namespace has the pod's address: the agent finds interfaces by the files in --netns-dir"}, 3},
+		{unshaped(tc.NoInterface, link.ErrAmbiguous), []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: more than one interface has the pod's address: remove the address"}, 1},
+		{unshaped(tc.NoPermission, errors.New("may not")), []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: may not: its interface is in its own network namespace"}, 1},
+		{unshaped(tc.ForeignQdisc, errors.New("htb")), []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: htb"}, 1},
+		{reborn, []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: htb"}, 2},
+		{unshaped(tc.Refused, errors.New("no")), nil, 2}, // too many Events
+		{unshaped(tc.Refused, errors.New("no")), []string{"Pod shop/web BandwidthNotShaped: the pod's bandwidth is not limited: no: it is tried again"}, 0},
 		{tc.Status{}, nil, 1},
 	} {
+		refuse = i == 9
 		log.Reset()
 		events = nil
 		b.observe(step.status)

@@ -93,16 +93,17 @@ func newRecorder(config *rest.Config, node string, log *slog.Logger) (*recorder,
 
 // send makes an Event, and does not wait for it: a server that does not answer
 // must hold up nothing. What cannot be sent is in the log and the metric all the
-// same.
-func (r *recorder) send(n notice) {
+// same. It returns false if there were too many already.
+func (r *recorder) send(n notice) bool {
 	if !r.limit.Allow() {
-		return
+		return false
 	}
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), eventTimeout)
 		defer cancel()
 		r.deliver(ctx, n)
 	}()
+	return true
 }
 
 // deliver makes an Event, and says so if that cannot be done any more.

@@ -107,8 +107,8 @@ func (a *agent) run(ctx context.Context, c config, api *rest.Config) (err error)
 	group.Go(func() error { return attached.Run(ctx) })
 	group.Go(func() error { return a.followEngines(ctx, c.resyncInterval) })
 	if a.bandwidth != nil {
-		group.Go(func() error { return a.bandwidth.run(ctx) })
-		group.Go(func() error { return a.bandwidth.follow(ctx) })
+		group.Go(func() error { return a.persist(ctx, "shaper", a.bandwidth.run) })
+		group.Go(func() error { return a.persist(ctx, "interfaces", a.bandwidth.follow) })
 	}
 	if api != nil {
 		group.Go(func() error { a.source.askVersion(ctx, api, a.log); return nil })

@@ -2,7 +2,6 @@ package tc
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -103,13 +102,10 @@ func (c *Conn) removeRedirect(index int, place shaping.Place) error {
 	return nil
 }
 
-// makeHook makes clsact. One that is there already is good.
+// makeHook makes clsact. One that is there by now is somebody else's: that is an error,
+// which has everything read anew.
 func (c *Conn) makeHook(index int) error {
-	err := c.tc.Qdisc().Add(hookObject(index, "clsact"))
-	if errors.Is(err, unix.EEXIST) {
-		return nil
-	}
-	return wrap("make clsact", err)
+	return wrap("make clsact", c.tc.Qdisc().Add(hookObject(index, "clsact")))
 }
 
 // takeHook puts clsact in the place of ingress. The filters of that go with it.

@@ -79,7 +79,7 @@ func interfaceNamed(t testing.TB, name string) shaping.Interface {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return shaping.Interface{Index: i.Index, Name: name, Frame: i.MTU + frameHeader}
+	return shaping.Interface{Index: i.Index, Name: name, Frame: i.MTU + shaping.EthernetHeader}
 }
 
 func (p pod) shaped() shaping.Pod {

@@ -71,7 +71,7 @@ func (c *Conn) ifb(name string) (ifb, error) {
 		return ifb{}, fmt.Errorf("interface %s: %w", name, err)
 	}
 	if !ours {
-		return ifb{}, fmt.Errorf("interface %s has our name, but we did not make it", name)
+		return ifb{}, fmt.Errorf("interface %s has our name, but we did not make it: rename or remove it", name)
 	}
 	return l, nil
 }
@@ -126,9 +126,9 @@ func decodeIFB(data []byte) (l ifb, ok bool, err error) {
 			})
 		}
 	}
-	// One that lacks its alias was left by an agent that ended at that moment: the
-	// group was given with the making.
-	mine := strings.HasPrefix(alias, aliasPrefix) || alias == "" && (l.group == ifbGroup || l.group == doomedGroup)
+	// One that lacks its alias was left by an agent that ended at that moment, or was
+	// given another one: the group was given with the making.
+	mine := strings.HasPrefix(alias, aliasPrefix) || l.group == ifbGroup || l.group == doomedGroup
 	l.madeHook = strings.Contains(alias, aliasHook)
 	return l, kind == "ifb" && mine && shaping.IsIFBName(l.name), ad.Err()
 }
@@ -143,6 +143,11 @@ func (c *Conn) makeIFB(name string, pod shaping.Pod, mtu int, hook bool) error {
 	if l.index == 0 {
 		if l, err = c.newIFB(name, mtu); err != nil {
 			return wrap("make IFB "+name, err)
+		}
+	}
+	if !l.up {
+		if err := c.silence(l.index); err != nil {
+			return wrap("silence IFB "+name, err)
 		}
 	}
 	return wrap("mark IFB "+name, c.link(unix.RTM_SETLINK, 0, ifinfomsg(l.index, unix.IFF_UP, unix.IFF_UP), func(ae *netlink.AttributeEncoder) {
@@ -165,13 +170,13 @@ func (c *Conn) newIFB(name string, mtu int) (ifb, error) {
 	if err != nil {
 		return ifb{}, err
 	}
-	l, err := c.ifb(name)
-	if err != nil {
-		return l, err
-	}
-	// Without a link-local address, the IFB sends nothing of its own, which would be
-	// counted as the pod's.
-	err = c.link(unix.RTM_SETLINK, 0, ifinfomsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+	return c.ifb(name)
+}
+
+// silence has an IFB that is down never get a link-local address. Without one it sends
+// nothing of its own, which would be counted as the pod's.
+func (c *Conn) silence(index int) error {
+	err := c.link(unix.RTM_SETLINK, 0, ifinfomsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Nested(unix.IFLA_AF_SPEC, func(families *netlink.AttributeEncoder) error {
 			families.Nested(unix.AF_INET6, func(v6 *netlink.AttributeEncoder) error {
 				v6.Uint8(iflaInet6AddrGenMode, addrGenModeNone)
@@ -181,9 +186,9 @@ func (c *Conn) newIFB(name string, mtu int) (ifb, error) {
 		})
 	})
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) { // no IPv6, no address
-		err = nil
+		return nil
 	}
-	return l, err
+	return err
 }
 
 // aliasOf tells people whose IFB it is, and agents whose the hook is. No zero byte

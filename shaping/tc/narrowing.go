@@ -12,7 +12,12 @@ type narrowing struct {
 	on bool
 	// look is when they are looked at again.
 	look time.Time
-	// sent is what they had sent at the time since, and not more up to now.
+	// progress is that of each, by its device.
+	progress map[string]progress
+}
+
+// progress is what a queue had sent at a time, and not more up to now.
+type progress struct {
 	sent  uint64
 	since time.Time
 }
@@ -22,37 +27,30 @@ const narrowingPace = 500 * time.Millisecond
 
 // set says what is there now.
 func (n *narrowing) set(s shaping.State, now time.Time) {
-	if len(s.Narrowing()) == 0 {
+	waiting := s.Narrowing()
+	if len(waiting) == 0 {
 		*n = narrowing{}
 		return
 	}
-	if !n.on {
-		n.on, n.since = true, now
+	before := n.progress
+	n.on, n.look, n.progress = true, now.Add(narrowingPace), make(map[string]progress, len(waiting))
+	for device, q := range waiting {
+		p, ok := before[device]
+		if !ok || p.sent != q.Sent {
+			p = progress{q.Sent, now}
+		}
+		n.progress[device] = p
 	}
-	n.look = now.Add(narrowingPace)
 }
 
 // check finds queues that have sent nothing for longer than what waits can need. That is
 // a packet larger than any should be (BIG TCP makes some), for which there will never be
 // enough tokens.
 func (n *narrowing) check(s shaping.State, now time.Time) {
-	if !n.on {
-		return
-	}
-	var sent uint64
-	var longest time.Duration
-	for _, q := range s.Narrowing() {
-		sent += q.Sent
-		longest = max(longest, time.Duration(q.Bucket.Ticks(q.Bucket.Burst))*tickTime)
-	}
-	if sent != n.sent {
-		n.sent, n.since = sent, now
-	}
-	if now.Sub(n.since) <= longest+4*narrowingPace {
-		return
-	}
-	for _, q := range s.Narrowing() {
-		q.Stuck = !q.Empty
+	for device, q := range s.Narrowing() {
+		p, ok := n.progress[device]
+		longest := time.Duration(q.Bucket.Ticks(q.Bucket.Burst)) * tickTime
+		q.Stuck = ok && p.sent == q.Sent && !q.Empty && now.Sub(p.since) > longest+4*narrowingPace
 	}
 }
 

@@ -174,7 +174,7 @@ func (c *Conn) Do(p shaping.Plan, s shaping.Step) error {
 func (c *Conn) do(p shaping.Plan, s shaping.Step) error {
 	index := p.Interface.Index
 	device := index
-	if s.Device != "" && s.Op != shaping.MakeIFB && s.Op != shaping.RemoveIFB || s.Op == shaping.SetRedirect {
+	if s.Device != "" && s.Op != shaping.MakeIFB && s.Op != shaping.MarkIFB && s.Op != shaping.RemoveIFB || s.Op == shaping.SetRedirect {
 		name := s.Device
 		if s.Op == shaping.SetRedirect {
 			name = s.IFB
@@ -189,7 +189,9 @@ func (c *Conn) do(p shaping.Plan, s shaping.Step) error {
 	}
 	switch s.Op {
 	case shaping.MakeIFB:
-		return c.makeIFB(s.Device, p.Pod, p.Interface.Frame-frameHeader, s.Hook)
+		return c.makeIFB(s.Device, p.Pod, p.Interface.Frame-shaping.EthernetHeader, s.Hook)
+	case shaping.MarkIFB:
+		return c.makeIFB(s.Device, p.Pod, p.Interface.Frame-shaping.EthernetHeader, true)
 	case shaping.SetQueue:
 		return c.setQueue(device, s.Queue, s.Fresh)
 	case shaping.RemoveQueue:
@@ -209,6 +211,3 @@ func (c *Conn) do(p shaping.Plan, s shaping.Step) error {
 	}
 	return fmt.Errorf("unknown step %q", s.Op)
 }
-
-// frameHeader is the header of a frame, without a VLAN tag.
-const frameHeader = 14

@@ -89,6 +89,8 @@ func (c *Conn) qdisc(index int, handle, parent uint32) (qdisc, error) {
 }
 
 // listing returns a look at a dump of all queueing disciplines: for many interfaces.
+// The kernel goes on with a dump by position, and passes over something when an
+// interface before it goes away, without a word (tc_dump_qdisc).
 func (c *Conn) listing() (look, error) {
 	all, err := c.qdiscs()
 	if err != nil {
@@ -104,7 +106,7 @@ func (c *Conn) listing() (look, error) {
 				return q, nil
 			}
 		}
-		return qdisc{}, nil
+		return c.qdisc(index, handle, parent) // it may be there all the same
 	}, nil
 }
 

@@ -52,11 +52,16 @@ func (r *record) concerned(suspects map[int]uint32) (port uint32, ok bool) {
 	return 0, false
 }
 
+// outdated tells whether the record is of a pod that is gone, or has lost its address.
+func (r *record) outdated(pod shaping.Pod, ok bool) bool {
+	return !ok || r.plan.Pod.UID != pod.UID || len(pod.Addrs) == 0 && r.plan.Interface.Index != 0
+}
+
 // reconcilePod brings one pod into the state that it shall have.
 func (s *Shaper) reconcilePod(k shaping.Key, look look, now time.Time) {
 	r := s.pods[k]
 	pod, ok := s.model.Pod(k)
-	if r != nil && (!ok || r.plan.Pod.UID != pod.UID) {
+	if r != nil && r.outdated(pod, ok) {
 		s.forget(k, r)
 		r = nil
 	}
@@ -78,11 +83,15 @@ func (s *Shaper) reconcilePod(k shaping.Key, look look, now time.Time) {
 		}
 		return
 	}
-	r.settled = false
+	if !limits.Any() && r.plan.Interface.Index == 0 { // it has nothing, and needs nothing
+		delete(s.pods, k)
+		return
+	}
+	r.settled, r.narrowing = false, narrowing{}
 	if r.retry = now.Add(r.backoff.Step()); !pod.Located() {
 		r.retry = now.Add(time.Hour) // it must change before
 	}
-	if r.failed == nil {
+	if r.failed == nil || !pod.Located() {
 		r.since = now
 	}
 	if !errors.Is(err, errPlace) { // but the kernel's; Observe is told of either
@@ -152,9 +161,6 @@ func (s *Shaper) settle(r *record, conn *Conn, limits shaping.Limits, steps []sh
 		} else if err := conn.removeDoomed(); err != nil {
 			return err
 		}
-	}
-	if len(steps) == 0 && r.indices != nil {
-		return nil
 	}
 	r.indices = make(map[int]counted, len(r.plan.Shaped))
 	for _, shaped := range r.plan.Shaped {

@@ -1,6 +1,7 @@
 package tc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,6 +101,8 @@ type Shaper struct {
 	fqCodel bool
 	pods    map[shaping.Key]*record
 	status  Status
+	// later are pods for which the last round had no time.
+	later []shaping.Key
 	// doomed says that IFBs of the node are to be removed, uncollected that what no pod
 	// has any use for could not be listed.
 	doomed, uncollected bool
@@ -191,7 +194,8 @@ func (s *Shaper) Ready() bool {
 	return s.done
 }
 
-// Run works until ctx ends. It fails if it cannot learn of changes.
+// Run works until ctx ends. It fails if it cannot learn of changes, and can be called
+// again then.
 func (s *Shaper) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -208,7 +212,9 @@ func (s *Shaper) Run(ctx context.Context) error {
 		return s.cause(ctx)
 	case <-s.first:
 	}
-	s.adopt()
+	if !s.Ready() {
+		s.adopt()
+	}
 	resync := time.NewTicker(s.options.ResyncInterval)
 	defer resync.Stop()
 	for full := true; ; {
@@ -266,7 +272,8 @@ func (s *Shaper) round(full bool) (retry time.Duration) {
 	changed := s.model.Changed()
 	s.suspect(n, full)
 	now := time.Now()
-	keys := changed
+	keys := append(changed, s.later...)
+	s.later = nil
 	for k, r := range s.pods {
 		if r.suspect || r.failed != nil && !now.Before(r.retry) || r.narrowing.on && !now.Before(r.narrowing.look) {
 			keys = append(keys, k)
@@ -285,6 +292,9 @@ func (s *Shaper) round(full bool) (retry time.Duration) {
 	retry = time.Hour
 	if s.uncollected || s.doomed {
 		retry = time.Second
+	}
+	if len(s.later) > 0 {
+		retry = 0
 	}
 	for _, r := range s.pods {
 		if r.failed != nil {
@@ -323,9 +333,30 @@ func (s *Shaper) reconcile(keys []shaping.Key, now time.Time, list bool) {
 	if list {
 		look = s.look()
 	}
-	for _, k := range keys {
+	slices.SortStableFunc(keys, func(a, b shaping.Key) int { return cmp.Compare(s.turn(a), s.turn(b)) })
+	for i, k := range keys {
+		if i > 0 && time.Since(now) > budget {
+			s.later = keys[i:]
+			return
+		}
 		s.reconcilePod(k, look, now)
 	}
+}
+
+// budget is how long a round may take until what is left has to wait for the next one:
+// pods that have started meanwhile go first.
+const budget = 200 * time.Millisecond
+
+// turn is when a pod is looked at in a round.
+func (s *Shaper) turn(k shaping.Key) int {
+	pod, ok := s.model.Pod(k)
+	switch {
+	case s.pods[k] != nil && s.pods[k].outdated(pod, ok):
+		return 0 // another one may have its interface by now
+	case s.model.Limits(k).Any():
+		return 1
+	}
+	return 2 // to take a limit away takes time, as long as something waits there
 }
 
 // look is a look at all that is in force or, if that cannot be listed, at one thing

@@ -23,9 +23,15 @@ func (s *Shaper) adopt() {
 	look := s.look()
 	for _, k := range s.model.Pods() {
 		pod, _ := s.model.Pod(k)
+		if s.pods[k] != nil || !pod.Located() {
+			continue
+		}
 		at, err := s.find(pod)
 		if err != nil {
-			continue // the first round says so, if it matters
+			// What it has must not be taken for nobody's. The first round tries again, and
+			// says what is the matter, if it has a limit.
+			s.pods[k] = &record{plan: shaping.Plan{Pod: pod}, suspect: true, backoff: backoff()}
+			continue
 		}
 		conn, look := s.node, look
 		if at.NetNS != "" {

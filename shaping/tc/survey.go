@@ -1,6 +1,7 @@
 package tc
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -165,12 +166,26 @@ func (c *Conn) sample(places map[int]counted) ([]Sample, error) {
 		return nil, err
 	}
 	var samples []Sample
+	seen := make(map[int]bool, len(places))
+	add := func(q qdisc) {
+		if p, ok := places[q.index]; ok && !seen[q.index] && q.handle == rootHandle && q.kind == "tbf" {
+			seen[q.index] = true
+			samples = append(samples, Sample{Pod: p.pod, Direction: p.direction, Rate: p.rate, Counters: q.stats})
+		}
+	}
 	for _, q := range all {
-		p, ok := places[q.index]
-		if !ok || q.handle != rootHandle || q.kind != "tbf" {
+		add(q)
+	}
+	for index := range places {
+		if seen[index] {
 			continue
 		}
-		samples = append(samples, Sample{Pod: p.pod, Direction: p.direction, Rate: p.rate, Counters: q.stats})
+		// A dump may pass over one, see listing; to miss it once would count it twice.
+		q, err := c.qdisc(index, rootHandle, 0)
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return nil, err
+		}
+		add(q)
 	}
 	return samples, nil
 }
