@@ -165,9 +165,9 @@ func TestProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A queue at the veth, and for the other direction an IFB, a queue, a hook and
-	// a redirect.
-	if r.Pods != 4 || len(r.New) != 2 || r.Steps != 5 {
+	// A queue at the veth, and for the other direction an IFB, a queue, a hook, a mark
+	// that it is ours, and a redirect.
+	if r.Pods != 4 || len(r.New) != 2 || r.Steps != 6 {
 		t.Errorf("new pods: %+v", r)
 	}
 	if len(r.Change) == 0 || len(r.Change) != len(r.Do) || len(r.Change) != len(r.Read) {
