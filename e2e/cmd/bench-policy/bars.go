@@ -6,45 +6,12 @@ import (
 	"strings"
 
 	"github.com/selvage-net/selvage/e2e/bench"
+	"github.com/selvage-net/selvage/e2e/bench/verdict"
 )
 
-// bar is a limit that the product sets itself.
-type bar struct {
-	Name  string  `json:"name"`
-	Value float64 `json:"value"`
-	Limit float64 `json:"limit"`
-	Unit  string  `json:"unit"`
-}
-
-// holds tells whether the value is within the limit. What was not measured
-// holds nothing.
-func (b bar) holds() bool { return b.Value <= b.Limit }
-
-func (b bar) verdict() string {
-	if b.holds() {
-		return "held"
-	}
-	return "NOT HELD"
-}
-
-func (b bar) format(v float64) string {
-	switch b.Unit {
-	case "x":
-		return fmt.Sprintf("%.3fx", v)
-	case "%":
-		return fmt.Sprintf("%.1f %%", v)
-	}
-	return number(v) + " " + b.Unit
-}
-
-func (r *report) held() int {
-	n := 0
-	for _, b := range r.Bars {
-		if b.holds() {
-			n++
-		}
-	}
-	return n
+// atMost is a bar whose value must not be more than the limit.
+func atMost(name string, value, limit float64, unit string) verdict.Bar {
+	return verdict.Bar{Name: name, Value: value, Most: limit, Unit: unit}
 }
 
 // judge works out the bars of all that was measured.
@@ -55,15 +22,15 @@ func (r *report) judge() {
 	for _, c := range r.Commit {
 		where := fmt.Sprintf("%s, %d peers", c.Shape, c.Shape.RemotePods)
 		r.Bars = append(r.Bars,
-			bar{"remote pod: elements beyond one per set, " + where, float64(c.Excess), 0, "elements"},
-			bar{"remote pod: commit, " + where, max(bench.Median(c.Add), bench.Median(c.Delete)) / 1000, 1, "ms"})
+			atMost("remote pod: elements beyond one per set, "+where, float64(c.Excess), 0, "elements"),
+			atMost("remote pod: commit, "+where, max(bench.Median(c.Add), bench.Median(c.Delete))/1000, 1, "ms"))
 	}
 	for _, s := range r.Scratch[:min(1, len(r.Scratch))] {
-		r.Bars = append(r.Bars, bar{fmt.Sprintf("from nothing, %s, %d peers", s.Shape, s.Shape.RemotePods), bench.Median(s.Total) / 1000, 1, "s"})
+		r.Bars = append(r.Bars, atMost(fmt.Sprintf("from nothing, %s, %d peers", s.Shape, s.Shape.RemotePods), bench.Median(s.Total)/1000, 1, "s"))
 	}
 	r.judgeEvents()
 	for _, m := range r.Memory {
-		r.Bars = append(r.Bars, bar{fmt.Sprintf("agent's RSS, %d pods, %d local", m.Server.Pods, m.Shape.LocalPods), mib(m.Synced.RSS), 64, "MiB"})
+		r.Bars = append(r.Bars, atMost(fmt.Sprintf("agent's RSS, %d pods, %d local", m.Server.Pods, m.Shape.LocalPods), mib(m.Synced.RSS), 64, "MiB"))
 	}
 }
 
@@ -74,10 +41,10 @@ func (r *report) judgePackets(p *bench.PacketResult) {
 		return
 	}
 	if !load.New() {
-		r.Bars = append(r.Bars, bar{"established packet, " + p.Load, f.Ratio, 1.05, "x"})
+		r.Bars = append(r.Bars, atMost("established packet, "+p.Load, f.Ratio, 1.05, "x"))
 		return
 	}
-	r.Bars = append(r.Bars, bar{"new connection, " + p.Load, f.Ratio, 1.15, "x"})
+	r.Bars = append(r.Bars, atMost("new connection, "+p.Load, f.Ratio, 1.15, "x"))
 	var policies, perPod []string
 	for _, s := range flatShapes(r.Quick) {
 		if s.Policies != barShape.Policies {
@@ -91,7 +58,7 @@ func (r *report) judgePackets(p *bench.PacketResult) {
 		shapes []string
 	}{{"10 to 10,000 policies", append(policies, barShape.String())}, {"2 to 100 policies per pod", perPod}} {
 		if len(group.shapes) > 1 {
-			r.Bars = append(r.Bars, bar{"flat over " + group.what + ", " + p.Load, 100 * spread(p, group.shapes), 5, "%"})
+			r.Bars = append(r.Bars, atMost("flat over "+group.what+", "+p.Load, 100*spread(p, group.shapes), 5, "%"))
 		}
 	}
 }
@@ -124,6 +91,6 @@ func (r *report) judgeEvents() {
 		}
 	}
 	r.Bars = append(r.Bars,
-		bar{"pod event compiled, slowest median", plain, 1, "ms"},
-		bar{"... that makes or ends a signature", signature, 1, "ms"})
+		atMost("pod event compiled, slowest median", plain, 1, "ms"),
+		atMost("... that makes or ends a signature", signature, 1, "ms"))
 }

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/selvage-net/selvage/e2e/bench"
+	"github.com/selvage-net/selvage/e2e/bench/verdict"
 )
 
 // sections are the parts of the benchmark, in the order in which they run.
@@ -140,7 +141,7 @@ func run(ctx context.Context, o options, w io.Writer) (bool, error) {
 	if os.Geteuid() != 0 {
 		return false, errors.New("network namespaces need root")
 	}
-	rep := report{Start: time.Now().UTC(), Machine: describeMachine(), Quick: o.quick}
+	rep := report{Start: time.Now().UTC(), Machine: verdict.Describe(), Quick: o.quick}
 	text := w
 	if o.json {
 		text = os.Stderr
@@ -160,10 +161,10 @@ func run(ctx context.Context, o options, w io.Writer) (bool, error) {
 	rep.Seconds = time.Since(rep.Start).Seconds()
 	rep.judge()
 	if o.json {
-		return rep.held() == len(rep.Bars), rep.writeJSON(w)
+		return verdict.Held(rep.Bars) == len(rep.Bars), rep.writeJSON(w)
 	}
 	rep.writeTable(w)
-	return rep.held() == len(rep.Bars), nil
+	return verdict.Held(rep.Bars) == len(rep.Bars), nil
 }
 
 // The clusters that the bars speak of.

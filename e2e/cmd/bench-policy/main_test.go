@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/selvage-net/selvage/e2e/bench"
+	"github.com/selvage-net/selvage/e2e/bench/verdict"
 )
 
 // TestMain lets the test binary be the API server, as the program is.
@@ -67,8 +68,8 @@ func TestBars(t *testing.T) {
 		holds, ok := want[b.Name]
 		if !ok {
 			t.Errorf("unexpected bar %q", b.Name)
-		} else if b.holds() != holds {
-			t.Errorf("%s: %s of %s: %s", b.Name, b.format(b.Value), b.format(b.Limit), b.verdict())
+		} else if b.Holds() != holds {
+			t.Errorf("%s: %s of %s: %s", b.Name, b.Measured(), b.Bound(), b.Verdict())
 		}
 		delete(want, b.Name)
 	}
@@ -92,7 +93,7 @@ func TestBars(t *testing.T) {
 }
 
 func TestWhatWasNotMeasuredHoldsNoBar(t *testing.T) {
-	if b := (bar{Value: math.NaN(), Limit: 1}); b.holds() {
+	if b := (verdict.Bar{Value: math.NaN(), Most: 1}); b.Holds() {
 		t.Error("a bar without a value holds")
 	}
 	var r report

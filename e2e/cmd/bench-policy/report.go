@@ -4,25 +4,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
-	"os"
-	"runtime"
-	"strings"
-	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/selvage-net/selvage/e2e/bench"
+	"github.com/selvage-net/selvage/e2e/bench/verdict"
 )
 
 // report is all that was measured.
 type report struct {
-	Start   time.Time `json:"start"`
-	Seconds float64   `json:"seconds"`
-	Machine machine   `json:"machine"`
-	Quick   bool      `json:"quick"`
-	Bars    []bar     `json:"bars"`
+	Start   time.Time       `json:"start"`
+	Seconds float64         `json:"seconds"`
+	Machine verdict.Machine `json:"machine"`
+	Quick   bool            `json:"quick"`
+	Bars    []verdict.Bar   `json:"bars"`
 
 	EventShape bench.Shape           `json:"eventShape"`
 	Events     []bench.Times         `json:"events,omitempty"`
@@ -32,36 +26,6 @@ type report struct {
 	Packets    []bench.PacketResult  `json:"packets,omitempty"`
 }
 
-type machine struct {
-	Kernel string `json:"kernel"`
-	CPU    string `json:"cpu"`
-	CPUs   int    `json:"cpus"`
-	// Load is the machine's load average before the run: what else it did.
-	Load string `json:"load"`
-	Go   string `json:"go"`
-}
-
-func describeMachine() machine {
-	m := machine{CPUs: runtime.NumCPU(), Go: runtime.Version()}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err == nil {
-		m.Kernel = unix.ByteSliceToString(u.Release[:])
-	}
-	// Both are for the reader only; a machine without them is none the worse.
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(b)) {
-			if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
-				m.CPU = strings.TrimSpace(value)
-				break
-			}
-		}
-	}
-	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
-		m.Load, _, _ = strings.Cut(string(b), " ")
-	}
-	return m
-}
-
 func (r *report) writeJSON(w io.Writer) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", " ")
@@ -69,39 +33,6 @@ func (r *report) writeJSON(w io.Writer) error {
 		return fmt.Errorf("write the figures: %w", err)
 	}
 	return nil
-}
-
-// table writes aligned columns.
-type table struct{ *tabwriter.Writer }
-
-func newTable(w io.Writer) table {
-	return table{tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)}
-}
-
-// row writes one row, its first column to the left.
-func (t table) row(first string, cells ...any) {
-	fmt.Fprintf(t, "%-44s\t", first)
-	for _, c := range cells {
-		if f, ok := c.(float64); ok {
-			c = number(f)
-		}
-		fmt.Fprintf(t, "%v\t", c)
-	}
-	fmt.Fprintln(t)
-}
-
-// number writes three significant digits.
-func number(f float64) string {
-	switch a := math.Abs(f); {
-	case math.IsNaN(f):
-		return "-"
-	case a >= 100:
-		return fmt.Sprintf("%.0f", f)
-	case a >= 10:
-		return fmt.Sprintf("%.1f", f)
-	default:
-		return fmt.Sprintf("%.2f", f)
-	}
 }
 
 func ratio(f float64) string { return fmt.Sprintf("%.3f", f) }
@@ -120,25 +51,19 @@ func (r *report) writeTable(w io.Writer) {
 	r.writeEvents(w)
 	r.writeMemory(w)
 	fmt.Fprintln(w)
-	t := newTable(w)
-	t.row("bar", "measured", "at most", "")
-	for _, b := range r.Bars {
-		t.row(b.Name, b.format(b.Value), b.format(b.Limit), b.verdict())
-	}
-	_ = t.Flush()
-	fmt.Fprintf(w, "bench-policy: %d of %d bars held\n", r.held(), len(r.Bars))
+	verdict.WriteBars(w, "bench-policy", r.Bars)
 }
 
 func writePackets(w io.Writer, p *bench.PacketResult) {
 	base, _ := p.Figure(bench.ConntrackOnly)
 	fmt.Fprintf(w, "\n%s: ns per operation (%d worlds each, %d rounds); identical worlds differ by %s\n",
 		p.Load, base.Replicas, base.Rounds, percent(base.Spread))
-	t := newTable(w)
-	t.row("variant", "p5", "over ct", "ratio p5", "median", "over ct", "ratio", "spread")
+	t := verdict.NewTable(w)
+	t.Row("variant", "p5", "over ct", "ratio p5", "median", "over ct", "ratio", "spread")
 	for _, f := range p.Figures {
-		t.row(f.Variant, f.P5, f.P5-base.P5, ratio(f.RatioP5), f.Median, f.Median-base.Median, ratio(f.Ratio), percent(f.Spread))
+		t.Row(f.Variant, f.P5, f.P5-base.P5, ratio(f.RatioP5), f.Median, f.Median-base.Median, ratio(f.Ratio), percent(f.Spread))
 	}
-	_ = t.Flush()
+	t.Flush()
 }
 
 func (r *report) writeCommit(w io.Writer) {
@@ -146,13 +71,13 @@ func (r *report) writeCommit(w io.Writer) {
 		return
 	}
 	fmt.Fprintln(w, "\none remote pod comes and goes: µs to encode and commit")
-	t := newTable(w)
-	t.row("cluster", "elements", "sets with it", "excess", "messages", "add p50", "p99", "delete p50", "p99", "address again p50", "messages")
+	t := verdict.NewTable(w)
+	t.Row("cluster", "elements", "sets with it", "excess", "messages", "add p50", "p99", "delete p50", "p99", "address again p50", "messages")
 	for _, c := range r.Commit {
-		t.row(fmt.Sprintf("%s, %d remote pods", c.Shape, c.Shape.RemotePods), c.Elements, c.Want, c.Excess, c.Messages,
+		t.Row(fmt.Sprintf("%s, %d remote pods", c.Shape, c.Shape.RemotePods), c.Elements, c.Want, c.Excess, c.Messages,
 			bench.Median(c.Add), bench.Quantile(c.Add, 0.99), bench.Median(c.Delete), bench.Quantile(c.Delete, 0.99), bench.Median(c.Again), c.AgainMessages)
 	}
-	_ = t.Flush()
+	t.Flush()
 }
 
 func (r *report) writeScratch(w io.Writer) {
@@ -160,13 +85,13 @@ func (r *report) writeScratch(w io.Writer) {
 		return
 	}
 	fmt.Fprintln(w, "\nfrom nothing: ms (medians)")
-	t := newTable(w)
-	t.row("cluster", "elements", "chains", "messages", "batches", "compile", "apply", "(encode)", "total", "worst")
+	t := verdict.NewTable(w)
+	t.Row("cluster", "elements", "chains", "messages", "batches", "compile", "apply", "(encode)", "total", "worst")
 	for _, s := range r.Scratch {
-		t.row(fmt.Sprintf("%s, %d remote pods", s.Shape, s.Shape.RemotePods), s.Elements, s.Chains, s.Messages, s.Batches,
+		t.Row(fmt.Sprintf("%s, %d remote pods", s.Shape, s.Shape.RemotePods), s.Elements, s.Chains, s.Messages, s.Batches,
 			bench.Median(s.Compile), bench.Median(s.Apply), bench.Median(s.Encode), bench.Median(s.Total), bench.Quantile(s.Total, 1))
 	}
-	_ = t.Flush()
+	t.Flush()
 }
 
 func (r *report) writeEvents(w io.Writer) {
@@ -174,12 +99,12 @@ func (r *report) writeEvents(w io.Writer) {
 		return
 	}
 	fmt.Fprintf(w, "\none pod event compiled: µs, in a cluster of %s with %d remote pods\n", r.EventShape, r.EventShape.RemotePods)
-	t := newTable(w)
-	t.row("event", "p50", "p99", "max", "elements", "chains", "times")
+	t := verdict.NewTable(w)
+	t.Row("event", "p50", "p99", "max", "elements", "chains", "times")
 	for _, e := range r.Events {
-		t.row(e.Name, bench.Median(e.Micros), bench.Quantile(e.Micros, 0.99), bench.Quantile(e.Micros, 1), e.Elements, e.Chains, len(e.Micros))
+		t.Row(e.Name, bench.Median(e.Micros), bench.Quantile(e.Micros, 0.99), bench.Quantile(e.Micros, 1), e.Elements, e.Chains, len(e.Micros))
 	}
-	_ = t.Flush()
+	t.Flush()
 }
 
 func (r *report) writeMemory(w io.Writer) {
@@ -187,17 +112,17 @@ func (r *report) writeMemory(w io.Writer) {
 		return
 	}
 	fmt.Fprintln(w, "\nthe agent's memory: MiB")
-	t := newTable(w)
-	t.row("cluster", "pods", "bytes each", "synced after", "RSS synced", "of it anon", "peak", "RSS in churn", "after churn", "peak", "events")
+	t := verdict.NewTable(w)
+	t.Row("cluster", "pods", "bytes each", "synced after", "RSS synced", "of it anon", "peak", "RSS in churn", "after churn", "peak", "events")
 	for _, m := range r.Memory {
 		during := make([]float64, 0, len(m.During))
 		for _, v := range m.During {
 			during = append(during, mib(v))
 		}
-		t.row(m.Shape.String(), m.Server.Pods, m.Server.PodBytes, fmt.Sprintf("%.1f s", m.SyncSeconds),
+		t.Row(m.Shape.String(), m.Server.Pods, m.Server.PodBytes, fmt.Sprintf("%.1f s", m.SyncSeconds),
 			mib(m.Synced.RSS), mib(m.Synced.Anon), mib(m.Synced.Peak), bench.Median(during), mib(m.Churned.RSS), mib(m.Churned.Peak), m.Events)
 	}
-	_ = t.Flush()
+	t.Flush()
 }
 
 func mib(kib int) float64 { return float64(kib) / 1024 }
