@@ -130,7 +130,7 @@ func newBuilder(ctx context.Context, o Options) (*builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := cacheDir(o.Cache)
+	cache, err := CacheDir(o.Cache)
 	if err != nil {
 		return nil, err
 	}
@@ -144,8 +144,9 @@ func newBuilder(ctx context.Context, o Options) (*builder, error) {
 	return &builder{repo: repo, store: store{cache}, tool: tool, progress: o.Progress, start: time.Now()}, nil
 }
 
-// cacheDir makes the directory of the cache.
-func cacheDir(dir string) (string, error) {
+// CacheDir makes the directory of the cache, which is dir, or $SELVAGE_CACHE if that
+// is empty, or else a directory among those of the user. It returns its absolute path.
+func CacheDir(dir string) (string, error) {
 	if dir == "" {
 		dir = os.Getenv("SELVAGE_CACHE")
 	}

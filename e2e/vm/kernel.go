@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/selvage-net/selvage/e2e/artifacts"
 )
 
 // Kernels provides distributions' kernels.
@@ -48,7 +50,7 @@ func (s Kernels) Get(ctx context.Context, series string) (*Kernel, error) {
 	if s.Progress == nil {
 		s.Progress = func(string) {}
 	}
-	cache, err := cacheDir(s.Cache)
+	cache, err := artifacts.CacheDir(s.Cache)
 	if err != nil {
 		return nil, err
 	}
@@ -212,23 +214,4 @@ func lock(ctx context.Context, f *os.File, how int) error {
 		case <-ticker.C:
 		}
 	}
-}
-
-// cacheDir makes the directory of the cache.
-func cacheDir(dir string) (string, error) {
-	if dir == "" {
-		dir = os.Getenv("SELVAGE_CACHE")
-	}
-	if dir == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return "", fmt.Errorf("no directory for the cache, set SELVAGE_CACHE: %w", err)
-		}
-		dir = filepath.Join(user, "selvage")
-	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return "", err
-	}
-	return dir, os.MkdirAll(filepath.Join(dir, "locks"), 0o755)
 }
