@@ -10,9 +10,12 @@ import (
 	"net/http"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Transfer sends as much as goes through a TCP connection, in one direction.
+// Transfer sends as much as goes through a TCP connection, in one direction, up to
+// Fastest.
 type Transfer struct {
 	// To is the address (host:port) of a probe that takes part, see Client.Bulk.
 	To string `json:"to"`
@@ -143,14 +146,37 @@ func (t Transfer) run(ctx context.Context, dial DialFunc) (r TransferResult, err
 	return r, err
 }
 
+// Fastest is what a Transfer without any limit carries, in bits per second: enough to
+// tell that there is none, and little enough to leave the machine to others.
+const Fastest = 200_000_000
+
 // flood writes until the connection ends.
 func flood(conn net.Conn) error {
+	if err := pace(conn); err != nil {
+		return err
+	}
 	data := make([]byte, 64<<10)
 	for {
 		if _, err := conn.Write(data); err != nil {
 			return err
 		}
 	}
+}
+
+// pace has the kernel send a connection's data no faster than Fastest.
+func pace(conn net.Conn) error {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, Fastest/8)
+	})
+	return errors.Join(cerr, err)
 }
 
 // drain counts what comes within some time, from the first byte on.

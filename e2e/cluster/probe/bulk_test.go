@@ -26,6 +26,9 @@ func TestTransfer(t *testing.T) {
 		if r.Bytes < 1<<20 || r.Took < length/2 || r.Took > length+5*time.Second || r.Rate() < 1e6 {
 			t.Errorf("down %v: %+v, %v", down, r, r)
 		}
+		if r.Rate() > 2*probe.Fastest { // the first packets go at once
+			t.Errorf("down %v: %v is faster than anybody may be", down, r)
+		}
 	}
 	if r, err := c.Transfer(t.Context(), probe.Transfer{To: "127.0.0.1:1", Length: time.Second}); err == nil {
 		t.Errorf("to nobody: %v", r)
