@@ -230,3 +230,32 @@ func TestDrainsWait(t *testing.T) {
 	until(t, observed, "the others", shaped(1))
 	eventually(t, "the end of the queues", func() bool { return strings.Count(isolate.Sh(t, "tc qdisc show"), "tbf") == 1 })
 }
+
+// TestAdoptLater has a pod found only some time after an agent has started, whose
+// annotation cannot be used: what is in force stays in force.
+func TestAdoptLater(t *testing.T) {
+	if !isolate.Test(t) {
+		return
+	}
+	p := addPod(t, 1)
+	s, observed := newShaper(t, Options{}, p)
+	stop := start(t, s)
+	set(s, limited("7M", "8M"), p)
+	until(t, observed, "shaped", shaped(1))
+	stop()
+	s, observed = newShaper(t, Options{})
+	start(t, s)
+	set(s, limited("fast", "faster"), p)
+	until(t, observed, "in doubt", func(s Status) bool { return len(s.Problems) == 2 })
+	if got := rates(t, p); got != "7M 8M" {
+		t.Errorf("while it is not found: %s", got)
+	}
+	s.working.Lock()
+	s.options.Find = table(p)
+	s.working.Unlock()
+	s.Look()
+	until(t, observed, "found", shaped(1))
+	if got := rates(t, p); got != "7M 8M" {
+		t.Errorf("once it is found: %s", got)
+	}
+}

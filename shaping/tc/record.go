@@ -78,12 +78,14 @@ func (s *Shaper) reconcilePod(k shaping.Key, look look, now time.Time) {
 	if err == nil {
 		r.failed, r.since, r.backoff = nil, time.Time{}, backoff()
 		r.narrowing.set(r.state, now)
-		if !limits.Any() {
+		if !s.model.Limits(k).Any() { // it may have been adopted meanwhile
 			delete(s.pods, k)
 		}
 		return
 	}
-	if !limits.Any() && r.plan.Interface.Index == 0 { // it has nothing, and needs nothing
+	// It has nothing, and needs nothing; but one whose annotation cannot be used may
+	// have what is to be adopted.
+	if !limits.Any() && r.plan.Interface.Index == 0 && !s.model.Asks(k) {
 		delete(s.pods, k)
 		return
 	}
@@ -128,6 +130,11 @@ func (s *Shaper) bring(r *record, pod shaping.Pod, limits shaping.Limits, look l
 			return err
 		}
 		r.narrowing.check(r.state, time.Now())
+		if r.plan.Interface.Index == 0 { // seen for the first time
+			s.model.Adopt(pod.Key, r.state.Limits(at))
+			limits = s.model.Limits(pod.Key)
+			plan = shaping.NewPlan(pod, limits, at, shaping.Options{Exclude: s.options.Exclude, FQCodel: s.fqCodel})
+		}
 		// The mark goes with the IFB, should somebody remove that.
 		r.state.HookOurs = r.state.HookOurs || ours && r.plan.Interface == at
 	}
