@@ -14,6 +14,12 @@ func Compile(cfg Config, s Snapshot) (*Ruleset, []Problem) {
 	for _, b := range s.Bridges {
 		c.Update(Delta{Object: b})
 	}
+	for _, v := range s.Services {
+		c.Update(Delta{Object: v})
+	}
+	for _, p := range s.Pools {
+		c.Update(Delta{Object: p})
+	}
 	for _, p := range s.Policies {
 		c.Update(Delta{Object: p})
 	}

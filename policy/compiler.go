@@ -27,6 +27,11 @@ type Compiler struct {
 	bridges    map[string]struct{}
 	policies   map[key]*policy
 	owners     map[netip.Addr]*pod
+	// pools and services are those that there are, resolved what follows from them
+	// and the nodes; see Pools.
+	pools    map[poolKey]*Pool
+	services map[string]*ServiceCIDR
+	resolved *Pools
 	// contested holds all who claim an address that more than one pod claims.
 	contested map[netip.Addr][]*pod
 
@@ -58,6 +63,7 @@ type Compiler struct {
 	ownersBefore    map[netip.Addr]*Pod
 	selectorsBefore map[netip.Addr][]*selector
 	dirtyBase       bool
+	dirtyPools      bool
 
 	// vacated are addresses that were given up since the generation last
 	// changed: flows of theirs may still carry it.
@@ -140,7 +146,10 @@ func NewCompiler(cfg Config) *Compiler {
 		ownersBefore:    map[netip.Addr]*Pod{},
 		selectorsBefore: map[netip.Addr][]*selector{},
 		vacated:         map[netip.Addr]struct{}{},
+		pools:           map[poolKey]*Pool{},
+		services:        map[string]*ServiceCIDR{},
 		dirtyBase:       true,
+		dirtyPools:      true,
 	}
 	for _, f := range Families {
 		c.tables[f] = newLiveTable(f)
@@ -163,6 +172,10 @@ func (c *Compiler) Update(deltas ...Delta) {
 			c.updateNode(o, d.Deleted)
 		case *Bridge:
 			c.updateBridge(o, d.Deleted)
+		case *Pool:
+			c.updatePool(o, d.Deleted)
+		case *ServiceCIDR:
+			c.updateServices(o, d.Deleted)
 		}
 	}
 }
@@ -230,11 +243,13 @@ func (s *selector) wide() bool {
 }
 
 func (c *Compiler) updateNode(o *Node, deleted bool) {
+	before := c.nodes[o.Name]
 	if deleted {
 		delete(c.nodes, o.Name)
 	} else {
 		c.nodes[o.Name] = o
 	}
+	c.dirtyPools = c.dirtyPools || deleted || before == nil || !before.unchanged(o)
 	c.dirtyBase = c.dirtyBase || o.Name == c.cfg.NodeName
 }
 

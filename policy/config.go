@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net/netip"
 )
 
 // DenyAction is what happens to a packet that policy denies.
@@ -86,6 +87,14 @@ type Config struct {
 	PodToNode  PodToNode
 	// SharedAbove: see DefaultSharedAbove.
 	SharedAbove int
+	// Masquerade says that the kernel can masquerade: without it no pool's
+	// NATOutgoing has an effect.
+	Masquerade bool
+	// NoMasquerade are blocks of addresses, masked: what goes there keeps its source.
+	NoMasquerade []netip.Prefix
+	// ServiceCIDRs are the blocks of Services' addresses, masked, as far as no object
+	// of the API tells of them.
+	ServiceCIDRs []netip.Prefix
 	// Generation is the one to start with; 0 means 1. An agent that finds its
 	// tables in the kernel goes on with theirs.
 	Generation uint32
@@ -99,6 +108,7 @@ func DefaultConfig(node string) Config {
 		DenyAction:  DenyDrop,
 		PodToNode:   PodToNodeAllow,
 		SharedAbove: DefaultSharedAbove,
+		Masquerade:  true,
 	}
 }
 

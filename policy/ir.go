@@ -110,7 +110,7 @@ type Element struct {
 	Verdict Verdict
 }
 
-// Chain is a chain; with a Hook, a base chain of type filter and policy accept.
+// Chain is a chain; with a Hook, a base chain of policy accept.
 type Chain struct {
 	Name  string
 	Hook  *Hook
@@ -119,10 +119,14 @@ type Chain struct {
 
 // Hook says where a base chain is attached.
 type Hook struct {
-	// Name is forward or input.
+	// Name is forward, input or postrouting.
 	Name string
 	// Priority is relative to 0, the priority of the filter chains of others.
 	Priority int32
+	// NAT makes it a chain of type nat in place of filter, which only the first
+	// packet of a flow passes, and only if no such chain before it has translated
+	// the flow's addresses.
+	NAT bool
 }
 
 // Rule is one rule. It matches if all of Match do, from left to right; then it
@@ -205,6 +209,8 @@ const (
 	OpPrefix
 	// OpIn: Field, or Field . And, is in the set Name.
 	OpIn
+	// OpNotIn: Field is not in the set Name.
+	OpNotIn
 	// OpVerdict: Field is in the verdict map Name, whose verdict is taken.
 	OpVerdict
 )
@@ -240,6 +246,9 @@ const (
 	VerdictReset
 	// VerdictProhibit drops, and answers that it was administratively prohibited.
 	VerdictProhibit
+	// VerdictMasquerade gives the flow the address of the interface that it leaves by
+	// as its source, and a random port. It ends a chain of type nat.
+	VerdictMasquerade
 )
 
 // Verdict is what a rule or the element of a verdict map decides.

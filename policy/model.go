@@ -103,8 +103,8 @@ func (m Meta) GetObjectMeta() metav1.Object {
 // of its interface. It is no object of the API: the agent sees it on the node.
 type Bridge struct{ Meta }
 
-// Object is what a Delta may carry: *Pod, *Namespace, *Node, *Bridge or
-// *networkingv1.NetworkPolicy.
+// Object is what a Delta may carry: *Pod, *Namespace, *Node, *Bridge, *Pool,
+// *ServiceCIDR or *networkingv1.NetworkPolicy.
 type Object = metav1.ObjectMetaAccessor
 
 var (
@@ -112,6 +112,8 @@ var (
 	_ Object = (*Namespace)(nil)
 	_ Object = (*Node)(nil)
 	_ Object = (*Bridge)(nil)
+	_ Object = (*Pool)(nil)
+	_ Object = (*ServiceCIDR)(nil)
 	_ Object = (*networkingv1.NetworkPolicy)(nil)
 )
 
@@ -152,8 +154,22 @@ type Namespace struct {
 // Node is what policy needs to know of a node.
 type Node struct {
 	Meta
+	// Labels are those of the node that the agent runs on; of others they need not
+	// be known.
+	Labels Labels
 	// PodCIDRs are spec.podCIDRs, masked.
 	PodCIDRs []netip.Prefix
+	// Addrs are the internal and external addresses in status.addresses, unmapped,
+	// without zone and sorted.
+	Addrs []netip.Addr
+	// Created is metadata.creationTimestamp in Unix seconds.
+	Created int64
+}
+
+// unchanged tells whether nothing differs that policy looks at.
+func (n *Node) unchanged(o *Node) bool {
+	return n.Created == o.Created && slices.Equal(n.Labels, o.Labels) &&
+		slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Addrs, o.Addrs)
 }
 
 // Snapshot is the state of the cluster at one moment. The order of objects
@@ -164,6 +180,8 @@ type Snapshot struct {
 	Nodes      []*Node
 	Policies   []*networkingv1.NetworkPolicy
 	Bridges    []*Bridge
+	Pools      []*Pool
+	Services   []*ServiceCIDR
 }
 
 // Delta is one change of one object: as it is now or, if Deleted, as it was

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -189,15 +190,13 @@ func (c *Compiler) unclaim(a netip.Addr, p *pod) {
 }
 
 func newest(claims []*pod) *pod {
-	return slices.MaxFunc(claims, func(a, b *pod) int {
-		switch {
-		case a.Created != b.Created:
-			return int(max(min(a.Created-b.Created, 1), -1))
-		case a.UID != b.UID:
-			return strings.Compare(string(a.UID), string(b.UID))
-		}
-		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
-	})
+	return slices.MaxFunc(claims, func(a, b *pod) int { return compareClaims(a.Pod, b.Pod) })
+}
+
+// compareClaims orders pods that claim the same address: the greatest has it.
+func compareClaims(a, b *Pod) int {
+	return cmp.Or(cmp.Compare(a.Created, b.Created), cmp.Compare(a.UID, b.UID),
+		strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name))
 }
 
 func (c *Compiler) setOwner(a netip.Addr, p *pod) {

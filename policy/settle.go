@@ -7,6 +7,7 @@ import (
 
 // settle brings the tables up to date with all that Update has marked.
 func (c *Compiler) settle() {
+	c.resolvePools()
 	for p := range c.dirtyPods {
 		c.sign(p)
 	}
