@@ -131,7 +131,7 @@ func (s *Set) keyText(key string) string {
 func (c *Chain) write(b *strings.Builder, f Family) {
 	fmt.Fprintf(b, "\tchain %s {\n", c.Name)
 	if c.Hook != nil {
-		fmt.Fprintf(b, "\t\ttype filter hook %s priority %d; policy accept;\n", c.Hook.Name, c.Hook.Priority)
+		fmt.Fprintf(b, "\t\ttype %s hook %s priority %d; policy accept;\n", c.Hook.typeName(), c.Hook.Name, c.Hook.Priority)
 	}
 	for i := range c.Rules {
 		b.WriteString("\t\t")
@@ -139,6 +139,13 @@ func (c *Chain) write(b *strings.Builder, f Family) {
 		b.WriteByte('\n')
 	}
 	b.WriteString("\t}\n\n")
+}
+
+func (h *Hook) typeName() string {
+	if h.NAT {
+		return "nat"
+	}
+	return "filter"
 }
 
 // Text renders the rule for the table of family f.
@@ -178,6 +185,8 @@ func (m *Match) text(f Family) string {
 			name += " . " + m.And.text(f)
 		}
 		return name + " @" + m.Name
+	case OpNotIn:
+		return name + " != @" + m.Name
 	case OpVerdict:
 		return name + " vmap @" + m.Name
 	}
@@ -270,6 +279,8 @@ func (v Verdict) text(f Family) string {
 			return "reject with icmpv6 admin-prohibited"
 		}
 		return "reject with icmp admin-prohibited"
+	case VerdictMasquerade:
+		return "masquerade fully-random"
 	}
 	return "none"
 }

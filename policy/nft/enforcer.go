@@ -152,6 +152,26 @@ func (e *Enforcer) Objects() policy.Counts {
 	return e.compiler.Counts()
 }
 
+// Pools returns the pools in force.
+func (e *Enforcer) Pools() *policy.Pools {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.compiler == nil {
+		return &policy.Pools{}
+	}
+	return e.compiler.Pools()
+}
+
+// PoolUse counts how much of the pools is in use; see policy.Compiler.PoolUse.
+func (e *Enforcer) PoolUse() policy.Use {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.compiler == nil {
+		return policy.Use{}
+	}
+	return e.compiler.PoolUse()
+}
+
 // Close stops what goes on in the background and closes the Conn. The tables
 // stay in force.
 func (e *Enforcer) Close() error {
