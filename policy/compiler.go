@@ -32,6 +32,8 @@ type Compiler struct {
 	pools    map[poolKey]*Pool
 	services map[string]*ServiceCIDR
 	resolved *Pools
+	// poolPolicies is how many policies select pods by their pools.
+	poolPolicies int
 	// contested holds all who claim an address that more than one pod claims.
 	contested map[netip.Addr][]*pod
 
@@ -64,6 +66,8 @@ type Compiler struct {
 	selectorsBefore map[netip.Addr][]*selector
 	dirtyBase       bool
 	dirtyPools      bool
+	// dirtyLabels says that the first policy came that selects pods by their pools.
+	dirtyLabels bool
 
 	// vacated are addresses that were given up since the generation last
 	// changed: flows of theirs may still carry it.
@@ -148,6 +152,7 @@ func NewCompiler(cfg Config) *Compiler {
 		vacated:         map[netip.Addr]struct{}{},
 		pools:           map[poolKey]*Pool{},
 		services:        map[string]*ServiceCIDR{},
+		resolved:        &Pools{},
 		dirtyBase:       true,
 		dirtyPools:      true,
 	}
@@ -277,8 +282,9 @@ func (c *Compiler) updatePolicy(np *networkingv1.NetworkPolicy, deleted bool) {
 		ns.policies.add(now.anchors, now)
 		c.policies[k] = now
 	}
+	c.countPoolPolicies(old, now)
 	for p := range ns.local {
-		if old != nil && old.rules.pods.Matches(p.Labels) || now != nil && now.rules.pods.Matches(p.Labels) {
+		if old != nil && old.rules.pods.Matches(p) || now != nil && now.rules.pods.Matches(p) {
 			c.dirtyPods[p] = struct{}{}
 		}
 	}

@@ -133,5 +133,19 @@ func (c Config) Validate() error {
 	if c.Generation > c.MarkMask.Max() {
 		errs = append(errs, fmt.Errorf("generation %d does not fit into the mark mask %#x", c.Generation, uint32(c.MarkMask)))
 	}
+	errs = append(errs, validateBlocks("to keep the source of what goes to", c.NoMasquerade)...)
+	errs = append(errs, validateBlocks("for Services", c.ServiceCIDRs)...)
 	return errors.Join(errs...)
+}
+
+func validateBlocks(purpose string, blocks []netip.Prefix) (errs []error) {
+	for _, b := range blocks {
+		switch {
+		case !b.IsValid() || b.Addr().Is4In6():
+			errs = append(errs, fmt.Errorf("the block %s is no block of IPv4 or IPv6 addresses", purpose))
+		case b != b.Masked():
+			errs = append(errs, fmt.Errorf("the block %s %s has bits of a host: it would be %s", purpose, b, b.Masked()))
+		}
+	}
+	return errs
 }

@@ -20,10 +20,13 @@ func Diff(actual, desired *Ruleset) *Change {
 		tightens := diffSets(a, d, &t)
 		out.Tables[f] = t
 		// Flows through a table that was not there were not stamped by it.
-		out.Tightens = out.Tightens || found && (tightens || len(t.SetChains) > 0)
+		out.Tightens = out.Tightens || found && (tightens || slices.ContainsFunc(t.SetChains, judges))
 	}
 	return out
 }
+
+// judges tells whether what a packet meets in a chain can end it.
+func judges(c Chain) bool { return c.Hook == nil || !c.Hook.NAT }
 
 // mark returns the generation that the ruleset stamps.
 func (r *Ruleset) mark() Mark {
@@ -98,7 +101,7 @@ func diffSets(actual, desired *Table, out *TableChange) (tightens bool) {
 			if len(ec.Add)+len(ec.Del) > 0 {
 				out.Elements = append(out.Elements, ec)
 			}
-			tightens = tightens || len(ec.Del) > 0 ||
+			tightens = tightens || len(ec.Del) > 0 && !isBlocks(d.Name) ||
 				slices.ContainsFunc(ec.Add, func(e Element) bool { return e.Verdict.Kind == VerdictGoto && isDispatch(d.Name) })
 		}
 	})

@@ -25,7 +25,7 @@ func TestDiff(t *testing.T) {
 			cfg.DenyAction = rapid.SampledFrom([]policy.DenyAction{policy.DenyDrop, policy.DenyReject}).Draw(t, label+": deny action")
 			cfg.PodToNode = rapid.SampledFrom([]policy.PodToNode{policy.PodToNodeAllow, policy.PodToNodePolicy}).Draw(t, label+": pod to node")
 			cfg.Generation = rapid.Uint32Range(1, 31).Draw(t, label+": generation")
-			r, _ := policy.Compile(cfg, policytest.Snapshots(policytest.Options{}).Draw(t, label))
+			r, _ := policy.Compile(cfg, policytest.Snapshots(withPools).Draw(t, label))
 			return r
 		}
 		a, b := draw("a"), draw("b")

@@ -26,7 +26,7 @@ func TestDuringAChange(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := policy.DefaultConfig(policytest.NodeA)
 		cfg.SharedAbove = rapid.SampledFrom([]int{0, 1, 2, policy.DefaultSharedAbove}).Draw(t, "shared above")
-		o := policytest.Options{Valid: true}
+		o := policytest.Options{Valid: true, Pools: true}
 		s := policytest.Snapshots(o).Draw(t, "start")
 		c := policy.NewCompiler(cfg)
 		c.Update(policytest.Events(o, policy.Snapshot{}, s).Draw(t, "objects")...)

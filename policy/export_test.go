@@ -1,6 +1,9 @@
 package policy
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Leftovers tells what a Compiler still holds that Counts does not count; it is
 // empty if the Compiler knows no objects and forgot what they led to.
@@ -13,6 +16,7 @@ func (c *Compiler) Leftovers() string {
 		"dirty selectors": len(c.dirtySelectors), "new selectors": len(c.newSelectors), "touched": len(c.touched),
 		"touched ports": len(c.touchedPorts), "dispatch": len(c.dispatch), "owners before": len(c.ownersBefore),
 		"emptied signatures": len(c.emptied), "bridges": len(c.bridges), "pods outside": len(c.outside[IPv4]) + len(c.outside[IPv6]),
+		"pools": len(c.pools), "services": len(c.services), "pools in force": len(c.resolved.All), "policies by pool": c.poolPolicies,
 	} {
 		if n > 0 {
 			out += fmt.Sprintf("%d %s\n", n, name)
@@ -51,7 +55,10 @@ func (c *Compiler) Stale() string {
 		}
 	}
 	for _, p := range c.pods {
-		for _, s := range p.selectors {
+		for i, s := range p.selectors {
+			if slices.Contains(p.selectors[:i], s) {
+				out += "pod " + p.Name + ": selector " + s.key + " is there twice\n"
+			}
 			if _, member := s.members[p]; c.selectors[s.key] != s || !member {
 				stale("pod "+p.Name, "selector "+s.key)
 			}

@@ -227,7 +227,7 @@ func FuzzNames(f *testing.F) {
 // instead of by chance.
 func FuzzWorld(f *testing.F) {
 	f.Fuzz(rapid.MakeFuzz(func(t *rapid.T) {
-		w := policytest.Worlds(policytest.Options{}).Draw(t, "world")
+		w := policytest.Worlds(withPools).Draw(t, "world")
 		cfg := policy.DefaultConfig(policytest.NodeA)
 		cfg.SharedAbove = rapid.IntRange(0, 3).Draw(t, "shared above")
 		cfg.Generation = 1

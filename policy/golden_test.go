@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -83,6 +84,10 @@ func configOf(t *testing.T, path string) policy.Config {
 			case "shared-above":
 				if cfg.SharedAbove, err = strconv.Atoi(value); err != nil {
 					t.Fatal(err)
+				}
+			case "no-masquerade":
+				for block := range strings.SplitSeq(value, ",") {
+					cfg.NoMasquerade = append(cfg.NoMasquerade, netip.MustParsePrefix(block))
 				}
 			default:
 				t.Fatalf("%s: unknown setting %q", path, key)

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -11,6 +12,9 @@ import (
 	"github.com/selvage-net/selvage/policy/trace"
 )
 
+// withPools has everything in a world.
+var withPools = policytest.Options{Pools: true}
+
 // TestIncremental lives through random histories: deltas in any order, squashed,
 // split and duplicated, agents that come back, generations that wrap around.
 // After each batch the rulesets that three ways lead to must be the same, the
@@ -19,7 +23,7 @@ import (
 func TestIncremental(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := newLife(t)
-		for _, deltas := range policytest.Histories(policytest.Options{}, 8).Draw(t, "history") {
+		for _, deltas := range policytest.Histories(withPools, 8).Draw(t, "history") {
 			l.batch(deltas)
 		}
 		l.forget()
@@ -31,7 +35,7 @@ func (l *life) forget() {
 	if l.down {
 		l.restart()
 	}
-	deltas := policytest.Events(policytest.Options{}, l.model.Snapshot(), policy.Snapshot{}).Draw(l.t, "deletions")
+	deltas := policytest.Events(withPools, l.model.Snapshot(), policy.Snapshot{}).Draw(l.t, "deletions")
 	l.model.Apply(deltas...)
 	l.compiler.Update(deltas...)
 	l.apply(l.compiler.Changes())
@@ -57,6 +61,9 @@ func newLife(t *rapid.T) *life {
 	cfg.SharedAbove = rapid.SampledFrom([]int{0, 1, 2, 3, policy.DefaultSharedAbove}).Draw(t, "shared above")
 	cfg.MarkMask = rapid.SampledFrom([]policy.MarkMask{policy.DefaultMarkMask, 0x11, 0xffff}).Draw(t, "mark mask")
 	cfg.PodToNode = rapid.SampledFrom([]policy.PodToNode{policy.PodToNodeAllow, policy.PodToNodePolicy}).Draw(t, "pod to node")
+	cfg.Masquerade = rapid.IntRange(0, 7).Draw(t, "masquerade") != 7
+	cfg.NoMasquerade = rapid.SampledFrom([][]netip.Prefix{nil, {netip.MustParsePrefix("203.0.0.0/8")}}).Draw(t, "no masquerade")
+	cfg.ServiceCIDRs = rapid.SampledFrom([][]netip.Prefix{nil, nil, {netip.MustParsePrefix("10.96.0.0/12")}}).Draw(t, "services")
 	cfg.Generation = 0
 	return &life{
 		t: t, cfg: cfg, compiler: policy.NewCompiler(cfg),
@@ -114,7 +121,7 @@ func (l *life) restart() {
 		l.cfg.Generation = l.compiler.Generation()
 	}
 	l.compiler = policy.NewCompiler(l.cfg)
-	l.compiler.Update(policytest.Events(policytest.Options{}, policy.Snapshot{}, l.model.Snapshot()).Draw(l.t, "objects")...)
+	l.compiler.Update(policytest.Events(withPools, policy.Snapshot{}, l.model.Snapshot()).Draw(l.t, "objects")...)
 	l.compiler.Changes()
 	change := policy.Diff(l.kernel, l.compiler.Ruleset())
 	if change.Tightens {
@@ -167,6 +174,9 @@ func (l *life) sameAsFromScratch(when string) {
 // lets some packets flow.
 func (l *life) sound(before *policy.Ruleset, change *policy.Change) {
 	s := l.model.Snapshot()
+	if blocks := l.cfg.ServiceCIDRs; len(blocks) > 0 {
+		s.Services = append(s.Services, &policy.ServiceCIDR{Meta: policy.Meta{Name: "by flag"}, CIDRs: blocks})
+	}
 	l.flows.outlived(l.t, s, before, l.kernel, change)
 	l.flows.flow(l.t, s, l.kernel, rapid.SliceOfN(policytest.Packets(s), 20, 20).Draw(l.t, "packets"))
 }

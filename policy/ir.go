@@ -83,9 +83,10 @@ type Set struct {
 	Name string
 	// Key has one field, or two for a concatenation.
 	Key [2]Type
-	// Interval sets hold ranges that do not overlap, and that touch only where
-	// their verdicts differ. They are red-black trees in the kernel: fine for
-	// what rarely changes.
+	// Interval sets hold ranges that do not overlap. In those that never change,
+	// ranges touch only where their verdicts differ; in the others each range comes
+	// and goes by itself. They are red-black trees in the kernel: fine for what
+	// rarely changes.
 	Interval bool
 	// Verdicts makes the set a verdict map.
 	Verdicts bool

@@ -35,15 +35,18 @@ func TestLabels(t *testing.T) {
 
 // TestConfigValidate: each mistake is told, all at once.
 func TestConfigValidate(t *testing.T) {
-	if err := policy.DefaultConfig("node").Validate(); err != nil {
+	good := policy.DefaultConfig("node")
+	good.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("2001:db8::1/128")}
+	if err := good.Validate(); err != nil {
 		t.Error(err)
 	}
-	bad := policy.Config{MarkMask: 0x8, DenyAction: "shrug", PodToNode: "maybe", SharedAbove: -1, Generation: 2}
+	bad := policy.Config{MarkMask: 0x8, DenyAction: "shrug", PodToNode: "maybe", SharedAbove: -1, Generation: 2,
+		NoMasquerade: []netip.Prefix{{}, netip.MustParsePrefix("::ffff:10.0.0.0/104")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.1/16")}}
 	err := bad.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, want := range []string{"name is empty", "0x8", `"shrug"`, `"maybe"`, "-1", "generation 2"} {
+	for _, want := range []string{"name is empty", "0x8", `"shrug"`, `"maybe"`, "-1", "generation 2", "no block of IPv4", "10.96.0.1/16 has bits of a host: it would be 10.96.0.0/16"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("nothing about %s in: %v", want, err)
 		}

@@ -89,7 +89,7 @@ func TestNothingOutlivesItsPermission(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := policy.DefaultConfig(policytest.NodeA)
 		cfg.SharedAbove = rapid.SampledFrom([]int{0, 1, 2, policy.DefaultSharedAbove}).Draw(t, "shared above")
-		o := policytest.Options{Valid: true}
+		o := policytest.Options{Valid: true, Pools: true}
 		s := policytest.Snapshots(o).Draw(t, "start")
 		c, m := policy.NewCompiler(cfg), policytest.NewModel(policy.Snapshot{})
 		live := flows{}

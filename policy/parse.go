@@ -35,7 +35,9 @@ func (d direction) String() string {
 // rules is a NetworkPolicy's spec, understood. What could not be understood
 // is missing from it, so that it allows nothing.
 type rules struct {
-	pods     labels.Selector
+	pods labels.Selector
+	// byPool says that a selector of pods asks for their pool.
+	byPool   bool
 	isolates [len(directions)]bool
 	rules    [len(directions)][]rule
 }
@@ -88,7 +90,24 @@ func parse(np *networkingv1.NetworkPolicy) (*rules, field.ErrorList) {
 		path := spec.Child("egress").Index(i)
 		out.rules[egress] = append(out.rules[egress], p.rule(r.To, path.Child("to"), r.Ports, path.Child("ports")))
 	}
+	out.byPool = out.asksForPool()
 	return out, p.errs
+}
+
+// asksForPool tells whether one of the selectors of pods mentions PoolLabel.
+func (r *rules) asksForPool() bool {
+	mentions := func(sel labels.Selector) bool {
+		reqs, _ := sel.Requirements()
+		return slices.ContainsFunc(reqs, func(r labels.Requirement) bool { return r.Key() == PoolLabel })
+	}
+	for _, dir := range r.rules {
+		for i := range dir {
+			if slices.ContainsFunc(dir[i].pods, func(p peer) bool { return mentions(p.pods) }) {
+				return true
+			}
+		}
+	}
+	return mentions(r.pods)
 }
 
 // parser gathers what is wrong with one policy.

@@ -10,6 +10,8 @@ import (
 // pod is a pod and what it takes part in.
 type pod struct {
 	*Pod
+	// pool is the name of the pod's pool, as long as a policy asks; see Lookup.
+	pool string
 	// selectors are those that match it, if it can be a peer at all.
 	selectors []*selector
 	// signatures are nil where nothing isolates the pod.
@@ -48,7 +50,7 @@ func (c *Compiler) updatePod(o *Pod, deleted bool) {
 		delete(c.pods, k)
 	}
 	if !deleted {
-		p := &pod{Pod: o}
+		p := &pod{Pod: o, pool: c.poolOf(o)}
 		c.pods[k] = p
 		c.addPod(ns, p)
 	}
@@ -96,18 +98,18 @@ func (c *Compiler) addPod(ns *namespace, p *pod) {
 // match finds the selectors of a pod.
 func (c *Compiler) match(ns *namespace, p *pod) {
 	try := func(s *selector) {
-		if s.namespaces != nil && !s.namespaces.Matches(ns.labels) || !s.pods.Matches(p.Labels) {
+		if s.namespaces != nil && !s.namespaces.Matches(ns.labels) || !s.pods.Matches(p) {
 			return
 		}
 		p.selectors = append(p.selectors, s)
 		s.members[p] = struct{}{}
 		c.dirtySelectors[s] = struct{}{}
 	}
-	c.everywhere.candidates(p.Labels, try)
-	ns.selectors.candidates(p.Labels, try)
+	c.everywhere.candidates(p, try)
+	ns.selectors.candidates(p, try)
 }
 
-// rematch finds the selectors of a pod anew, after its namespace changed.
+// rematch finds the selectors of a pod anew, after its namespace or its pool changed.
 func (c *Compiler) rematch(p *pod) {
 	if !p.peer() {
 		return

@@ -35,11 +35,11 @@ const packetsPerWorld = 40
 // do to each packet what the oracle says. -rapid.checks=N sets the number of
 // worlds of each variant, -rapid.seed=N repeats a failure.
 func TestTracerAgreesWithOracle(t *testing.T) {
-	var judged, isolated, allowed, walked atomic.Int64
+	var judged, isolated, allowed, masqueraded, walked atomic.Int64
 	for name, vary := range variants {
 		t.Run(name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
-				w := policytest.Worlds(policytest.Options{Packets: packetsPerWorld}).Draw(t, "world")
+				w := policytest.Worlds(policytest.Options{Packets: packetsPerWorld, Pools: true}).Draw(t, "world")
 				cfg := policy.DefaultConfig(policytest.NodeA)
 				vary(&cfg)
 				cfg.Generation = uint32(rapid.IntRange(1, int(cfg.MarkMask.Max())).Draw(t, "generation"))
@@ -59,13 +59,17 @@ func TestTracerAgreesWithOracle(t *testing.T) {
 				}
 				judged.Add(int64(len(w.Packets)))
 				walked.Add(int64(j.walks))
+				masqueraded.Add(int64(j.masqueraded))
 			})
 		})
 	}
-	t.Logf("%d pairs of world and packet judged, %d of them with an isolated end, and %d of these allowed; %d walks of the tracer",
-		judged.Load(), isolated.Load(), allowed.Load(), walked.Load())
+	t.Logf("%d pairs of world and packet judged, %d of them with an isolated end, and %d of these allowed; %d masqueraded; %d walks of the tracer",
+		judged.Load(), isolated.Load(), allowed.Load(), masqueraded.Load(), walked.Load())
 	if !t.Failed() && (allowed.Load() == 0 || allowed.Load() == isolated.Load()) {
 		t.Error("all packets had the same verdict: the worlds say nothing")
+	}
+	if !t.Failed() && masqueraded.Load() == 0 {
+		t.Error("no packet was masqueraded: the worlds say nothing")
 	}
 }
 
@@ -80,6 +84,7 @@ type judge struct {
 	// and under another one; other bits are set as others might.
 	current, old uint32
 	walks        int
+	masqueraded  int
 }
 
 func newJudge(t *rapid.T, cfg policy.Config, s policy.Snapshot, r *policy.Ruleset) *judge {
@@ -108,6 +113,7 @@ func (j *judge) judge(p oracle.Packet) bool {
 	j.stateless(p, allowed)
 	j.neighbourDiscovery(p)
 	j.toNode(p)
+	j.masquerade(p)
 	return allowed
 }
 
@@ -233,10 +239,30 @@ func (j *judge) toNode(p oracle.Packet) {
 	}
 }
 
+// masquerade tries the packet where its source may be translated. That does not
+// depend on whether it is allowed: it comes there only if it is.
+func (j *judge) masquerade(p oracle.Packet) {
+	want := j.cfg.Masquerade && oracle.Masqueraded(j.snapshot, j.cfg.NodeName, j.cfg.NoMasquerade, p)
+	opening := policytest.Opening(p)
+	got, walk, err := j.tracer.Masqueraded(opening)
+	j.walks++
+	if err != nil || got != want {
+		j.t.Fatalf("%s: masqueraded %v, want %v, error %v\n%s\n%s\n%s", p, got, want, err, walk, policytest.Text(j.snapshot), j.ruleset)
+	}
+	if want {
+		j.masqueraded++
+	}
+	for _, later := range []trace.Packet{policytest.Tracked(p, policy.StateEstablished, j.old, true), policytest.Error(p, j.old, false), policytest.Stateless(p, false)} {
+		if got, walk, err := j.tracer.Masqueraded(later); got || err != nil {
+			j.t.Fatalf("%s: not the first of its flow, and masqueraded: %v, %v\n%s", p, got, err, walk)
+		}
+	}
+}
+
 // TestOrderOfObjects: a snapshot is a set.
 func TestOrderOfObjects(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s := policytest.Snapshots(policytest.Options{}).Draw(t, "snapshot")
+		s := policytest.Snapshots(withPools).Draw(t, "snapshot")
 		cfg := policy.DefaultConfig(policytest.NodeA)
 		cfg.SharedAbove = rapid.IntRange(0, 4).Draw(t, "shared above")
 		want, _ := policy.Compile(cfg, s)
@@ -244,6 +270,8 @@ func TestOrderOfObjects(t *testing.T) {
 		s.Policies = rapid.Permutation(s.Policies).Draw(t, "policies")
 		s.Namespaces = rapid.Permutation(s.Namespaces).Draw(t, "namespaces")
 		s.Nodes = rapid.Permutation(s.Nodes).Draw(t, "nodes")
+		s.Pools = rapid.Permutation(s.Pools).Draw(t, "pools")
+		s.Services = rapid.Permutation(s.Services).Draw(t, "services")
 		got, _ := policy.Compile(cfg, s)
 		wantText(t, "after a permutation", got, want)
 	})

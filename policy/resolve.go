@@ -1,9 +1,11 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // PoolReason sorts what may be wrong with a pool. It is fit for the label of a metric.
@@ -88,9 +90,14 @@ func (p *Pools) OfPod(pod *Pod) *Pool {
 	if !pod.peer() {
 		return nil
 	}
-	for _, a := range pod.Addrs {
-		if pool := p.Of(a); pool != nil {
-			return pool
+	for _, f := range Families {
+		for _, a := range pod.Addrs {
+			if FamilyOf(a) != f {
+				continue
+			}
+			if pool := p.Of(a); pool != nil {
+				return pool
+			}
 		}
 	}
 	return nil
@@ -98,33 +105,50 @@ func (p *Pools) OfPod(pod *Pod) *Pool {
 
 // Resolve decides which pools are in force. Of two that overlap, a block of the one
 // that goes first (see Pool.Compare) is; a block that a node's address or a range of
-// Services is in is not, unless it was there before them. That depends on nothing but
-// the objects, so that all nodes decide alike, and again after a restart.
+// Services is in is not, unless it was there before them. Of blocks of one pool that
+// overlap, the largest is. That depends on nothing but the objects, so that all nodes
+// decide alike, and again after a restart.
 func Resolve(pools []*Pool, nodes []*Node, services []*ServiceCIDR) *Pools {
-	r := resolver{out: &Pools{}}
-	sorted := slices.SortedFunc(slices.Values(pools), (*Pool).Compare)
-	if len(sorted) == 0 {
-		r.implicit(nodes)
-		return r.out
+	r := resolver{out: &Pools{Implicit: len(pools) == 0}}
+	if r.out.Implicit {
+		pools = implicit(nodes)
+	} else {
+		r.against(nodes, services)
 	}
-	for _, n := range nodes {
-		for _, a := range n.Addrs {
-			r.addrs = append(r.addrs, nodeAddr{a, n})
+	r.candidates(slices.SortedFunc(slices.Values(pools), (*Pool).Compare))
+	for _, cs := range r.byPool {
+		r.pool(cs)
+	}
+	for _, c := range r.sorted {
+		if c.inForce {
+			r.out.blocks = append(r.out.blocks, c.poolBlock)
 		}
-	}
-	slices.SortFunc(r.addrs, func(a, b nodeAddr) int { return a.Compare(b.Addr) })
-	r.services = services
-	for _, p := range sorted {
-		r.pool(p)
 	}
 	return r.out
 }
 
+// implicit makes a pool of each node's podCIDRs.
+func implicit(nodes []*Node) []*Pool {
+	var pools []*Pool
+	for _, n := range nodes {
+		if len(n.PodCIDRs) > 0 {
+			pools = append(pools, &Pool{Meta: n.Meta, Origin: OriginNode, Created: n.Created, CIDRs: n.PodCIDRs})
+		}
+	}
+	return pools
+}
+
 // resolver gathers the pools in force.
 type resolver struct {
-	out      *Pools
+	out *Pools
+	// addrs are the nodes' addresses, sorted; services the ranges of Services, the
+	// oldest first.
 	addrs    []nodeAddr
 	services []*ServiceCIDR
+	// byPool are the candidates of each pool, by precedence.
+	byPool []poolCandidates
+	// sorted are all candidates by their blocks: what holds another one goes before it.
+	sorted []*candidate
 }
 
 // nodeAddr is an address of a node.
@@ -133,109 +157,143 @@ type nodeAddr struct {
 	node *Node
 }
 
-// implicit makes a pool of each node's podCIDRs.
-func (r *resolver) implicit(nodes []*Node) {
-	r.out.Implicit = true
+// poolCandidates are the blocks of a pool, in its own order.
+type poolCandidates struct {
+	pool   *Pool
+	blocks []candidate
+}
+
+// candidate is a block that may come into force. Blocks are nested or have nothing in
+// common, so that only those that hold it and those that it holds can overlap it.
+type candidate struct {
+	poolBlock
+	inForce bool
+	// within is the smallest of the other blocks that hold this one, or nil.
+	within *candidate
+	// holds is the first block in force that this one holds, or nil.
+	holds *candidate
+}
+
+// against takes in what pools must not hold.
+func (r *resolver) against(nodes []*Node, services []*ServiceCIDR) {
 	for _, n := range nodes {
-		if len(n.PodCIDRs) > 0 {
-			r.out.All = append(r.out.All, &Pool{Meta: n.Meta, Origin: OriginNode, Created: n.Created, CIDRs: n.PodCIDRs})
+		for _, a := range n.Addrs {
+			r.addrs = append(r.addrs, nodeAddr{a, n})
 		}
 	}
-	slices.SortFunc(r.out.All, (*Pool).Compare)
-	for _, p := range r.out.All {
-		for _, c := range p.CIDRs {
-			if r.overlapping(c) == nil {
-				r.insert(c, p)
-			}
+	slices.SortFunc(r.addrs, func(a, b nodeAddr) int {
+		return cmp.Or(a.Compare(b.Addr), cmp.Compare(a.node.Created, b.node.Created), strings.Compare(a.node.Name, b.node.Name))
+	})
+	r.services = slices.SortedFunc(slices.Values(services), func(a, b *ServiceCIDR) int {
+		return cmp.Or(cmp.Compare(a.Created, b.Created), strings.Compare(a.Name, b.Name))
+	})
+}
+
+// candidates lists the blocks of all pools and finds out which of them are nested.
+func (r *resolver) candidates(pools []*Pool) {
+	for _, p := range pools {
+		inForce := *p
+		inForce.CIDRs = nil
+		r.out.All = append(r.out.All, &inForce)
+		cs := poolCandidates{p, make([]candidate, len(p.CIDRs))}
+		for i, c := range p.CIDRs {
+			cs.blocks[i].poolBlock = poolBlock{c, &inForce}
+			r.sorted = append(r.sorted, &cs.blocks[i])
+		}
+		r.byPool = append(r.byPool, cs)
+	}
+	slices.SortStableFunc(r.sorted, compareCandidates)
+	var around []*candidate
+	for _, c := range r.sorted {
+		for len(around) > 0 && !around[len(around)-1].Overlaps(c.Prefix) {
+			around = around[:len(around)-1]
+		}
+		if len(around) > 0 {
+			c.within = around[len(around)-1]
+		}
+		around = append(around, c)
+	}
+}
+
+func compareCandidates(a, b *candidate) int { return comparePrefix(a.Prefix, b.Prefix) }
+
+// pool decides about the blocks of one pool, the larger ones first.
+func (r *resolver) pool(p poolCandidates) {
+	if p.pool.Err != nil {
+		r.problem(PoolProblem{Pool: p.pool, Reason: PoolInvalid, Err: p.pool.Err})
+	}
+	order := make([]*candidate, len(p.blocks))
+	for i := range p.blocks {
+		order[i] = &p.blocks[i]
+	}
+	slices.SortStableFunc(order, compareCandidates)
+	for _, c := range order {
+		r.block(p.pool, c)
+	}
+	for i := range p.blocks {
+		if c := &p.blocks[i]; c.inForce {
+			c.pool.CIDRs = append(c.pool.CIDRs, c.Prefix)
 		}
 	}
 }
 
-// pool takes in one pool: those of its blocks that nothing speaks against.
-func (r *resolver) pool(p *Pool) {
-	if p.Err != nil {
-		r.problem(PoolProblem{Pool: p, Reason: PoolInvalid, Err: p.Err})
-	}
-	inForce := *p
-	inForce.CIDRs = nil
-	for _, c := range p.CIDRs {
-		if r.fits(p, c) {
-			inForce.CIDRs = append(inForce.CIDRs, c)
-			r.insert(c, &inForce)
+// block decides about one block, and notes what speaks against it.
+func (r *resolver) block(p *Pool, c *candidate) {
+	other := c.overlapping()
+	addr, node := r.nodeIn(c.Prefix)
+	services, block := r.servicesIn(c.Prefix)
+	c.inForce = other == nil && (node == nil || p.Created < node.Created) && (services == nil || p.Created < services.Created)
+	if c.inForce {
+		for around := c.within; around != nil && around.holds == nil; around = around.within {
+			around.holds = c
 		}
 	}
-	r.out.All = append(r.out.All, &inForce)
+	stays := ""
+	if c.inForce {
+		stays = "; the block was there first and stays in force"
+	}
+	if other != nil && !r.out.Implicit {
+		r.problem(overlap(p, c, other))
+	}
+	if node != nil {
+		r.problem(PoolProblem{
+			Pool: p, Reason: PoolHoldsNode, CIDR: c.Prefix, With: node.Name, InForce: c.inForce,
+			Err: fmt.Errorf("%s holds the address %s of the node %s: leave the nodes' addresses out of the pools%s", c.Prefix, addr, node.Name, stays),
+		})
+	}
+	if services != nil {
+		r.problem(PoolProblem{
+			Pool: p, Reason: PoolHoldsServices, CIDR: c.Prefix, With: services.Name, InForce: c.inForce,
+			Err: fmt.Errorf("%s overlaps %s, where Services have their addresses: leave those out of the pools%s", c.Prefix, block, stays),
+		})
+	}
 }
 
 func (r *resolver) problem(p PoolProblem) { r.out.Problems = append(r.out.Problems, p) }
 
-// fits tells whether a block can be in force, and notes what speaks against it.
-func (r *resolver) fits(p *Pool, c netip.Prefix) bool {
-	fits := true
-	if other := r.overlapping(c); other != nil {
-		if other.pool.Name == p.Name && other.pool.Origin == p.Origin {
-			r.problem(PoolProblem{
-				Pool: p, Reason: PoolOverlap, CIDR: c, With: p.Name,
-				Err: fmt.Errorf("%s overlaps %s of the same pool: remove one of them", c, other.Prefix),
-			})
-		} else {
-			r.problem(PoolProblem{
-				Pool: p, Reason: PoolOverlap, CIDR: c, With: other.pool.Name,
-				Err: fmt.Errorf("%s overlaps %s of the pool %s (%s), which was there first and stays: give each pool addresses of its own",
-					c, other.Prefix, other.pool.Name, other.pool.Origin),
-			})
-		}
-		fits = false
-	}
-	if a, n := r.nodeIn(c); n != nil {
-		inForce := fits && n.Created > p.Created
-		r.problem(PoolProblem{
-			Pool: p, Reason: PoolHoldsNode, CIDR: c, With: n.Name, InForce: inForce,
-			Err: fmt.Errorf("%s holds the address %s of the node %s: leave the nodes' addresses out of the pools%s", c, a, n.Name, stays(inForce)),
-		})
-		fits = inForce
-	}
-	if s, block := r.servicesIn(c); s != nil {
-		inForce := fits && s.Created > p.Created
-		r.problem(PoolProblem{
-			Pool: p, Reason: PoolHoldsServices, CIDR: c, With: s.Name, InForce: inForce,
-			Err: fmt.Errorf("%s overlaps %s, where Services have their addresses: leave those out of the pools%s", c, block, stays(inForce)),
-		})
-		fits = inForce
-	}
-	return fits
-}
-
-func (r *resolver) insert(c netip.Prefix, p *Pool) {
-	r.out.blocks = slices.Insert(r.out.blocks, r.find(c), poolBlock{c, p})
-}
-
-func stays(inForce bool) string {
-	if inForce {
-		return "; the block was there first and stays in force"
-	}
-	return ""
-}
-
-// find returns where a block is among those in force, or would be.
-func (r *resolver) find(c netip.Prefix) int {
-	i, _ := slices.BinarySearchFunc(r.out.blocks, c, func(b poolBlock, c netip.Prefix) int { return comparePrefix(b.Prefix, c) })
-	return i
-}
-
 // overlapping returns a block in force that has some of the addresses of c, or nil.
-// Those in force do not overlap, so that it is a neighbour of where c would be.
-func (r *resolver) overlapping(c netip.Prefix) *poolBlock {
-	i := r.find(c)
-	for _, j := range []int{i - 1, i} {
-		if j >= 0 && j < len(r.out.blocks) && r.out.blocks[j].Overlaps(c) {
-			return &r.out.blocks[j]
+func (c *candidate) overlapping() *candidate {
+	for around := c.within; around != nil; around = around.within {
+		if around.inForce {
+			return around
 		}
 	}
-	return nil
+	return c.holds
 }
 
-// nodeIn returns a node that has an address in c, the oldest, or nil.
+// overlap is the problem of a block that is not in force because another one is.
+func overlap(p *Pool, c, other *candidate) PoolProblem {
+	out := PoolProblem{Pool: p, Reason: PoolOverlap, CIDR: c.Prefix, With: other.pool.Name}
+	if other.pool == c.pool {
+		out.Err = fmt.Errorf("%s overlaps %s of the same pool: remove one of them", c.Prefix, other.Prefix)
+	} else {
+		out.Err = fmt.Errorf("%s overlaps %s of the pool %s (%s), which goes first and stays: give each pool addresses of its own",
+			c.Prefix, other.Prefix, other.pool.Name, other.pool.Origin)
+	}
+	return out
+}
+
+// nodeIn returns the oldest node that has an address in c and that address, or nil.
 func (r *resolver) nodeIn(c netip.Prefix) (netip.Addr, *Node) {
 	i, _ := slices.BinarySearchFunc(r.addrs, c.Addr(), func(a nodeAddr, first netip.Addr) int { return a.Compare(first) })
 	var found nodeAddr
@@ -247,16 +305,12 @@ func (r *resolver) nodeIn(c netip.Prefix) (netip.Addr, *Node) {
 	return found.Addr, found.node
 }
 
-// servicesIn returns a range of Services that overlaps c, the oldest, or nil.
+// servicesIn returns the oldest range of Services that overlaps c, or nil.
 func (r *resolver) servicesIn(c netip.Prefix) (*ServiceCIDR, netip.Prefix) {
-	var found *ServiceCIDR
-	var block netip.Prefix
 	for _, s := range r.services {
-		for _, b := range s.CIDRs {
-			if b.Overlaps(c) && (found == nil || s.Created < found.Created) {
-				found, block = s, b
-			}
+		if i := slices.IndexFunc(s.CIDRs, c.Overlaps); i >= 0 {
+			return s, s.CIDRs[i]
 		}
 	}
-	return found, block
+	return nil, netip.Prefix{}
 }

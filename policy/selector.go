@@ -45,6 +45,30 @@ func anchorsOf(sel labels.Selector) []anchor {
 	return best
 }
 
+// Lookup returns what a selector sees under a label's key: the pod's own labels, but
+// the name of its pool under PoolLabel. With Has and Get it makes a pod labels.Labels,
+// so that no pod needs labels of its own for that.
+func (p *pod) Lookup(key string) (value string, there bool) {
+	if key == PoolLabel {
+		return p.pool, p.pool != ""
+	}
+	return p.Labels.Lookup(key)
+}
+
+// Has tells whether a selector sees the label key.
+func (p *pod) Has(key string) bool {
+	_, there := p.Lookup(key)
+	return there
+}
+
+// Get returns what a selector sees under a label's key, or "".
+func (p *pod) Get(key string) string {
+	v, _ := p.Lookup(key)
+	return v
+}
+
+var _ labels.Labels = (*pod)(nil)
+
 // index finds what is filed under the anchors that an object's labels have.
 type index[T comparable] map[anchor][]T
 
@@ -74,20 +98,29 @@ func (x index[T]) remove(as []anchor, v T) {
 	}
 }
 
-// candidates calls try for all that is filed under an anchor of l.
-func (x index[T]) candidates(l Labels, try func(T)) {
+// candidates calls try for all that is filed under an anchor that the pod has.
+func (x index[T]) candidates(p *pod, try func(T)) {
 	if len(x) == 0 {
 		return
 	}
 	for _, v := range x[anchor{}] {
 		try(v)
 	}
-	for i := range l {
-		for _, v := range x[anchor{label: l[i]}] {
-			try(v)
+	for i := range p.Labels {
+		if p.Labels[i].Key != PoolLabel {
+			x.labelled(p.Labels[i], try)
 		}
-		for _, v := range x[anchor{label: Label{Key: l[i].Key}, any: true}] {
-			try(v)
-		}
+	}
+	if p.pool != "" {
+		x.labelled(Label{PoolLabel, p.pool}, try)
+	}
+}
+
+func (x index[T]) labelled(l Label, try func(T)) {
+	for _, v := range x[anchor{label: l}] {
+		try(v)
+	}
+	for _, v := range x[anchor{label: Label{Key: l.Key}, any: true}] {
+		try(v)
 	}
 }

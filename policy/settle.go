@@ -7,7 +7,8 @@ import (
 
 // settle brings the tables up to date with all that Update has marked.
 func (c *Compiler) settle() {
-	c.resolvePools()
+	resolved := c.resolvePools()
+	c.relabel(resolved)
 	for p := range c.dirtyPods {
 		c.sign(p)
 	}
@@ -22,6 +23,9 @@ func (c *Compiler) settle() {
 	}
 	c.drawLines()
 	c.renderBase()
+	if resolved {
+		c.renderMasquerade()
+	}
 	for s := range c.dirtySignatures {
 		c.renderSignature(s)
 	}

@@ -75,8 +75,8 @@ func (c *Compiler) leave(s *signature, p *pod) {
 // sign finds the signatures of a local pod.
 func (c *Compiler) sign(p *pod) {
 	var selecting []*policy
-	c.namespace(p.Namespace).policies.candidates(p.Labels, func(np *policy) {
-		if np.rules.pods.Matches(p.Labels) {
+	c.namespace(p.Namespace).policies.candidates(p, func(np *policy) {
+		if np.rules.pods.Matches(p) {
 			selecting = append(selecting, np)
 		}
 	})
@@ -362,13 +362,13 @@ func (c *Compiler) populate() {
 // for its namespace and of those filed whatever the namespace.
 func (c *Compiler) join(ns *namespace, p *pod, here, everywhere index[*selector]) {
 	try := func(s *selector) {
-		if s.pods.Matches(p.Labels) {
+		if s.pods.Matches(p) {
 			p.selectors = append(p.selectors, s)
 			s.members[p] = struct{}{}
 		}
 	}
-	here.candidates(p.Labels, try)
-	everywhere.candidates(p.Labels, func(s *selector) {
+	here.candidates(p, try)
+	everywhere.candidates(p, func(s *selector) {
 		if s.namespaces.Matches(ns.labels) {
 			try(s)
 		}

@@ -20,14 +20,17 @@ const (
 	roleNamed
 	// roleSelf is the set of isolated pods, paired with themselves.
 	roleSelf
+	// roleBlocks sets hold the blocks that decide what is masqueraded. No change of
+	// theirs denies anything.
+	roleBlocks
 )
 
 // liveSet is a set under construction.
 type liveSet struct {
 	Set  // without Elements, unless role is roleFixed
 	role role
-	// elem has the verdicts by key. Sets of peers are most of what a compiler
-	// holds, and their elements have no verdict: hence the pointers.
+	// elem has the verdicts by key; see element. Sets of peers are most of what a
+	// compiler holds, and their elements have no verdict: hence the pointers.
 	elem map[string]*Verdict
 	refs int
 	// isNew is true until the end of the step that made the set. The step
@@ -255,7 +258,7 @@ func (t *liveTable) setChain(name string, hook *Hook, rules []Rule) {
 	c := &liveChain{rules: rules, hook: hook}
 	for i := range rules {
 		for _, m := range rules[i].Match {
-			if m.Op == OpIn || m.Op == OpVerdict {
+			if m.Op == OpIn || m.Op == OpNotIn || m.Op == OpVerdict {
 				c.holds = append(c.holds, m.Name)
 			}
 		}
@@ -334,9 +337,18 @@ func (s *liveSet) render() Set {
 	}
 	out.Elements = make([]Element, 0, len(s.elem))
 	for _, key := range slices.Sorted(maps.Keys(s.elem)) {
-		out.Elements = append(out.Elements, Element{Key: key, Verdict: *s.elem[key]})
+		out.Elements = append(out.Elements, s.element(key, *s.elem[key]))
 	}
 	return out
+}
+
+// element returns an element by its key in elem. That of an interval set is the
+// first and the last key of the range, one behind the other.
+func (s *liveSet) element(key string, v Verdict) Element {
+	if s.Interval {
+		return Element{Key: key[:len(key)/2], To: key[len(key)/2:], Verdict: v}
+	}
+	return Element{Key: key, Verdict: v}
 }
 
 func sortElements(e []Element) {
@@ -384,10 +396,10 @@ func (t *liveTable) changes() TableChange {
 				continue
 			}
 			if was.there {
-				ec.Del = append(ec.Del, Element{Key: key, Verdict: was.verdict})
+				ec.Del = append(ec.Del, s.element(key, was.verdict))
 			}
 			if now.there {
-				ec.Add = append(ec.Add, Element{Key: key, Verdict: now.verdict})
+				ec.Add = append(ec.Add, s.element(key, now.verdict))
 			}
 		}
 		if len(ec.Del)+len(ec.Add) > 0 {

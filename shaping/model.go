@@ -148,7 +148,8 @@ func (m *Model) SetNamespace(name string, a Annotations) {
 
 func (w *words) empty() bool { return w.limits == (Limits{}) && len(w.problems) == 0 }
 
-// SetPools says which pools there are. They may overlap: the smaller range counts.
+// SetPools says which pools there are, those without limits as well. They may overlap:
+// the smaller range counts.
 func (m *Model) SetPools(pools []Pool) {
 	m.pools = pools
 	for k := range m.pods {
@@ -287,18 +288,24 @@ func (m *Model) Limits(k Key) Limits {
 	return l
 }
 
-// poolOf returns the defaults of the smallest pool that has an address.
+// poolOf returns the defaults of the pool that a pod is in: that of the first of its
+// addresses that is in one, and there the smallest.
 func (m *Model) poolOf(addrs []netip.Addr) Limits {
-	var best Limits
-	bits := -1
-	for _, p := range m.pools {
-		for _, c := range p.CIDRs {
-			if c.Bits() > bits && slices.ContainsFunc(addrs, c.Contains) {
-				best, bits = p.Limits, c.Bits()
+	for _, a := range addrs {
+		var of *Pool
+		bits := -1
+		for i := range m.pools {
+			for _, c := range m.pools[i].CIDRs {
+				if c.Bits() > bits && c.Contains(a) {
+					of, bits = &m.pools[i], c.Bits()
+				}
 			}
 		}
+		if of != nil {
+			return of.Limits
+		}
 	}
-	return best
+	return Limits{}
 }
 
 // read takes in what the annotations of an object say. What cannot be used keeps

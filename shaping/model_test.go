@@ -54,6 +54,13 @@ func TestPrecedence(t *testing.T) {
 			name: "a pool within a pool", want: pool,
 			pools: []Pool{{prefixes("10.1.0.0/24"), pool}, {prefixes("10.0.0.0/8"), Limits{{Rate: 9 * m}, {Rate: 9 * m}}}},
 		},
+		{
+			name: "the pool of the first address", want: pool,
+			pools: []Pool{{prefixes("fd00::7/128"), Limits{{Rate: 9 * m}, {Rate: 9 * m}}}, {prefixes("10.1.0.0/16"), pool}},
+		},
+		{
+			name: "a pool that says nothing", pools: []Pool{{CIDRs: prefixes("10.1.0.0/16")}, {prefixes("fd00::/64"), pool}},
+		},
 		{name: "by IPv6", pools: []Pool{{prefixes("fd00::/64"), pool}}, want: pool},
 		{
 			name: "namespace", namespace: notes{"in": "4M", "in-burst": "80k"}, defaults: node,

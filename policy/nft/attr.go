@@ -63,6 +63,16 @@ func cstring(b []byte) string {
 	return string(b)
 }
 
+// attribute is the payload of the first attribute of a type, or nil.
+func attribute(b []byte, typ uint16) []byte {
+	for a := attributes(b); a.next(); {
+		if a.typ == typ {
+			return a.data
+		}
+	}
+	return nil
+}
+
 func align4(n int) int { return (n + 3) &^ 3 }
 
 // appendAttr appends an attribute.

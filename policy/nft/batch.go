@@ -116,7 +116,7 @@ func (e *encoder) change(c *policy.Change, k *known) (Messages, error) {
 	}
 	m.Switch = e.take()
 	for i := range c.Tables {
-		e.sweep(&c.Tables[i])
+		e.sweep(&c.Tables[i], k)
 	}
 	m.Sweep = e.take()
 	for _, step := range []*[]netlink.Message{&m.Prepare, &m.Switch, &m.Sweep} {
@@ -165,10 +165,17 @@ func (e *encoder) prepare(t *policy.TableChange) {
 }
 
 // switchOver changes what is in use. An element whose verdict changes is
-// deleted before it is added: the kernel refuses (EEXIST) to overwrite one.
+// deleted before it is added: the kernel refuses (EEXIST) to overwrite one, as it
+// refuses (ENOTEMPTY) intervals that overlap. A base chain goes here, and not with
+// the sweep: packets look into its sets until it is unhooked.
 func (e *encoder) switchOver(t *policy.TableChange, k *known) {
 	for i := range t.SetChains {
 		e.setChain(t.Family, &t.SetChains[i], k)
+	}
+	for _, name := range t.DelChains {
+		if k.hooks[t.Family][name] != nil {
+			e.conn.DelChain(chain(t.Family, &policy.Chain{Name: name}))
+		}
 	}
 	e.flush()
 	for i := range t.Elements {
@@ -186,6 +193,10 @@ func (e *encoder) switchOver(t *policy.TableChange, k *known) {
 // replaced, whereby the new chain is hooked before the old one is unhooked.
 func (e *encoder) setChain(f policy.Family, c *policy.Chain, k *known) {
 	nc := chain(f, c)
+	if c.Hook != nil && nc.Hooknum == nil {
+		e.fail(fmt.Errorf("chain %s %s: there is no hook %q here", f, c.Name, c.Hook.Name))
+		return
+	}
 	hook, there := k.hooks[f][c.Name]
 	switch {
 	case there && !sameHook(hook, c.Hook):
@@ -204,14 +215,20 @@ func sameHook(a, b *policy.Hook) bool { return a == b || a != nil && b != nil &&
 
 // sweep deletes. Rules hold on to sets and chains, and maps to chains, so that
 // all rules go first and chains last; otherwise the kernel answers EBUSY.
-func (e *encoder) sweep(t *policy.TableChange) {
+func (e *encoder) sweep(t *policy.TableChange, k *known) {
+	var unused []string
 	for _, name := range t.DelChains {
+		if k.hooks[t.Family][name] == nil {
+			unused = append(unused, name)
+		}
+	}
+	for _, name := range unused {
 		e.conn.FlushChain(chain(t.Family, &policy.Chain{Name: name}))
 	}
 	for _, name := range t.DelSets {
 		e.conn.DelSet(&nftables.Set{Table: table(t.Family), Name: name})
 	}
-	for _, name := range t.DelChains {
+	for _, name := range unused {
 		e.conn.DelChain(chain(t.Family, &policy.Chain{Name: name}))
 	}
 }
@@ -312,9 +329,16 @@ func chain(f policy.Family, c *policy.Chain) *nftables.Chain {
 	}
 	accept := nftables.ChainPolicyAccept
 	nc.Type, nc.Policy = nftables.ChainTypeFilter, &accept
-	nc.Hooknum = nftables.ChainHookForward
-	if c.Hook.Name == hookInput {
+	if c.Hook.NAT {
+		nc.Type = nftables.ChainTypeNAT
+	}
+	switch c.Hook.Name {
+	case hookForward:
+		nc.Hooknum = nftables.ChainHookForward
+	case hookInput:
 		nc.Hooknum = nftables.ChainHookInput
+	case hookPostrouting:
+		nc.Hooknum = nftables.ChainHookPostrouting
 	}
 	nc.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(c.Hook.Priority))
 	return nc
@@ -322,8 +346,9 @@ func chain(f policy.Family, c *policy.Chain) *nftables.Chain {
 
 // The hooks that a base chain can have.
 const (
-	hookForward = "forward"
-	hookInput   = "input"
+	hookForward     = "forward"
+	hookInput       = "input"
+	hookPostrouting = "postrouting"
 )
 
 func table(f policy.Family) *nftables.Table {

@@ -217,29 +217,43 @@ func (c *Conn) acknowledged(batch []netlink.Message, last uint32) error {
 }
 
 // Check says whether nftables can be changed and whether the kernel knows all
-// that rulesets are made of, by having it check a sample. It changes nothing.
-// The error is ErrPermission, ErrUnsupported, or what else went wrong.
+// that rulesets are made of, by having it check a sample, but for what
+// CheckMasquerade asks for. It changes nothing. The error is ErrPermission,
+// ErrUnsupported, or what else went wrong.
 func (c *Conn) Check() error {
+	return c.check(sample(), "load the modules nf_tables, nft_ct, nft_reject_ipv4 and nft_reject_ipv6, or use a kernel (4.18 or later) that has them")
+}
+
+// CheckMasquerade is Check for what policy.Config.Masquerade says that the kernel
+// has. Without it policies are enforced all the same.
+func (c *Conn) CheckMasquerade() error {
+	return c.check(masqueradeSample(), "load the modules nft_chain_nat and nft_masq, or before kernel 5.2 nft_chain_nat_ipv4, "+
+		"nft_chain_nat_ipv6, nft_masq_ipv4 and nft_masq_ipv6, or use a kernel that has them")
+}
+
+// check has the kernel check a change; remedy is what to do if it lacks something.
+func (c *Conn) check(sample *policy.Change, remedy string) error {
 	if err := c.open(); err != nil {
-		return c.fail(unsupported(err))
+		return c.fail(unsupported(err, remedy))
 	}
-	m, err := c.encoder.change(sample(), &known{})
+	m, err := c.encoder.change(sample, &known{})
 	if err != nil {
 		return err
 	}
 	if err := c.transact(append(m.Prepare, m.Switch...), false); err != nil {
-		return c.fail(unsupported(err))
+		return c.fail(unsupported(err, remedy))
 	}
 	return nil
 }
 
 // unsupported finds the errors by which a kernel says that it does not know
 // something: no NETLINK_NETFILTER (EPROTONOSUPPORT), no nftables (EOPNOTSUPP,
-// or EINVAL outside of a batch), no such expression or set (ENOENT, EINVAL).
-func unsupported(err error) error {
+// or EINVAL outside of a batch), no such expression, chain type or set (ENOENT,
+// EINVAL).
+func unsupported(err error, remedy string) error {
 	for _, e := range []error{unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, unix.ENOENT, unix.EINVAL} {
 		if errors.Is(err, e) {
-			return fmt.Errorf("%w (%w)", ErrUnsupported, err)
+			return fmt.Errorf("%w: %s (%w)", ErrUnsupported, remedy, err)
 		}
 	}
 	return err

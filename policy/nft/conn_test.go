@@ -25,6 +25,9 @@ func TestCheckChangesNothing(t *testing.T) {
 	if err := c.Check(); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.CheckMasquerade(); err != nil {
+		t.Fatal(err)
+	}
 	after, err := c.RulesetGeneration()
 	if err != nil {
 		t.Fatal(err)
@@ -36,39 +39,50 @@ func TestCheckChangesNothing(t *testing.T) {
 	mustApply(t, c, fill(everything()))
 }
 
-// TestSampleIsComplete: Check can only promise what it has tried.
+// TestSampleIsComplete: Check can only promise what it has tried, and must not
+// demand what only CheckMasquerade does.
 func TestSampleIsComplete(t *testing.T) {
-	names := func(c *policy.Change) map[string]bool {
-		m, err := Encode(c)
-		if err != nil {
-			t.Fatal(err)
+	have, nat := ingredients(t, sample()), ingredients(t, masqueradeSample())
+	for name := range ingredients(t, fill(everything())) {
+		if !have[name] && !nat[name] {
+			t.Errorf("the samples have no %s", name)
 		}
-		out := map[string]bool{}
-		for _, msg := range append(m.Prepare, m.Switch...) {
-			if msg.Header.Type != messageType(unix.NFT_MSG_NEWRULE) {
-				continue
+	}
+	for _, f := range policy.Families {
+		for _, name := range []string{f.String() + " *expr.Masq", f.String() + " chain of type nat"} {
+			if have[name] || !nat[name] {
+				t.Errorf("%s: in what Check tries %t, in what CheckMasquerade tries %t", name, have[name], nat[name])
 			}
-			for a := attributes(msg.Data[nfgenmsgLen:]); a.next(); {
-				if a.typ != unix.NFTA_RULE_EXPRESSIONS {
-					continue
-				}
-				exprs, err := decodeExprs(familyOf(&msg), a.data)
+		}
+	}
+}
+
+// ingredients names the expressions and the types of chains that a change has.
+func ingredients(t *testing.T, c *policy.Change) map[string]bool {
+	t.Helper()
+	m, err := Encode(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]bool{}
+	for _, msg := range append(m.Prepare, m.Switch...) {
+		f := familyOf(&msg)
+		for a := attributes(msg.Data[nfgenmsgLen:]); a.next(); {
+			switch {
+			case msg.Header.Type == messageType(unix.NFT_MSG_NEWCHAIN) && a.typ == unix.NFTA_CHAIN_TYPE:
+				out[f.String()+" chain of type "+cstring(a.data)] = true
+			case msg.Header.Type == messageType(unix.NFT_MSG_NEWRULE) && a.typ == unix.NFTA_RULE_EXPRESSIONS:
+				exprs, err := decodeExprs(f, a.data)
 				if err != nil {
 					t.Fatal(err)
 				}
 				for _, e := range exprs {
-					out[fmt.Sprintf("%s %T", familyOf(&msg), e)] = true
+					out[fmt.Sprintf("%s %T", f, e)] = true
 				}
 			}
 		}
-		return out
 	}
-	have := names(sample())
-	for name := range names(fill(everything())) {
-		if !have[name] {
-			t.Errorf("the sample has no %s", name)
-		}
-	}
+	return out
 }
 
 // TestCheckWithoutPrivileges runs Check on a thread that has given up its
@@ -135,12 +149,14 @@ func TestCheckWithoutNftables(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = c.Check()
-			if !errors.Is(err, ErrUnsupported) {
-				t.Fatalf("%v", err)
-			}
-			if !strings.Contains(err.Error(), "nf_tables") || strings.Contains(err.Error(), "\n") {
-				t.Errorf("the message is %q", err)
+			for module, check := range map[string]func() error{"nf_tables": c.Check, "nft_masq": c.CheckMasquerade} {
+				err := check()
+				if !errors.Is(err, ErrUnsupported) {
+					t.Fatalf("%v", err)
+				}
+				if !strings.Contains(err.Error(), module) || strings.Contains(err.Error(), "\n") {
+					t.Errorf("the message is %q", err)
+				}
 			}
 		})
 	}

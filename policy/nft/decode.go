@@ -87,6 +87,8 @@ func decodeHook(b []byte, typ string, accept bool) *policy.Hook {
 				h.Name = hookForward
 			case unix.NF_INET_LOCAL_IN:
 				h.Name = hookInput
+			case unix.NF_INET_POST_ROUTING:
+				h.Name = hookPostrouting
 			default:
 				h.Name = fmt.Sprintf("foreign: hook %d", n)
 			}
@@ -94,7 +96,8 @@ func decodeHook(b []byte, typ string, accept bool) *policy.Hook {
 			h.Priority = int32(a.uint32())
 		}
 	}
-	if typ != "filter" || !accept {
+	h.NAT = typ == "nat"
+	if typ != "filter" && !h.NAT || !accept {
 		h.Name = fmt.Sprintf("foreign: %s, type %s, policy accept %t", h.Name, typ, accept)
 	}
 	return h

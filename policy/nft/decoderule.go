@@ -66,6 +66,8 @@ func decodeExpr(f policy.Family, name string, data []byte) (expr.Any, error) {
 		return nil, fmt.Errorf("a ct expression of another kind")
 	case "immediate":
 		return decodeImmediate(data)
+	case "masq":
+		return decodeMasq(data)
 	case "counter":
 		// What was counted is of no interest here.
 		return &expr.Counter{}, nil
@@ -107,6 +109,16 @@ func decodeImmediate(data []byte) (expr.Any, error) {
 		}
 	}
 	return nil, fmt.Errorf("an immediate expression of another kind")
+}
+
+// decodeMasq reads a masquerade with the one flag that ours has. The library's own
+// reading overlooks flags that it does not know.
+func decodeMasq(data []byte) (expr.Any, error) {
+	a := attributes(data)
+	if a.next() && a.typ == unix.NFTA_MASQ_FLAGS && a.uint32() == expr.NF_NAT_RANGE_PROTO_RANDOM_FULLY && !a.next() {
+		return &expr.Masq{FullyRandom: true}, nil
+	}
+	return nil, fmt.Errorf("a masq expression of another kind")
 }
 
 // ruleDecoder takes expressions from the front of rest as long as it
@@ -155,7 +167,7 @@ func (d *ruleDecoder) match() bool {
 	}
 	second, secondSize, ok := d.field(1, regAfter(fd.size))
 	lookup, isLookup := peek[*expr.Lookup](d, 2)
-	if !ok || !isLookup || second.key == 0 || secondSize != second.size || lookup.IsDestRegSet {
+	if !ok || !isLookup || second.key == 0 || secondSize != second.size || lookup.IsDestRegSet || lookup.Invert {
 		return false
 	}
 	m.And = second.name
@@ -300,15 +312,18 @@ func (d *ruleDecoder) masked(fd namedField, size int, m policy.Match, b *expr.Bi
 }
 
 func (d *ruleDecoder) lookup(fd namedField, size int, m policy.Match, l *expr.Lookup, n int) bool {
-	if fd.key == 0 || size != fd.size || l.SourceRegister != reg1 || l.Invert || l.SetName == "" {
+	if fd.key == 0 || size != fd.size || l.SourceRegister != reg1 || l.SetName == "" {
 		return false
 	}
 	m.Op, m.Name = policy.OpIn, l.SetName
-	if l.IsDestRegSet {
-		if l.DestRegister != unix.NFT_REG_VERDICT {
+	switch {
+	case l.IsDestRegSet:
+		if l.DestRegister != unix.NFT_REG_VERDICT || l.Invert {
 			return false
 		}
 		m.Op = policy.OpVerdict
+	case l.Invert:
+		m.Op = policy.OpNotIn
 	}
 	return d.take(n, m)
 }
@@ -336,6 +351,11 @@ func (d *ruleDecoder) statements() {
 		default:
 			return
 		}
+	case *expr.Masq:
+		if *e != (expr.Masq{FullyRandom: true}) {
+			return
+		}
+		d.rule.Verdict.Kind = policy.VerdictMasquerade
 	default:
 		return
 	}

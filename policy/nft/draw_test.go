@@ -63,6 +63,14 @@ func drawTable(t *rapid.T, f policy.Family) policy.Table {
 			})
 		}
 	}
+	if rapid.Bool().Draw(t, hookPostrouting) {
+		d.targets, d.verdicts = nil, []policy.VerdictKind{policy.VerdictAccept, policy.VerdictReturn}
+		hook := policy.Hook{Name: hookPostrouting, Priority: rapid.SampledFrom([]int32{99, 100, 110, 300}).Draw(t, "priority")}
+		if hook.NAT = rapid.Bool().Draw(t, "nat"); hook.NAT {
+			d.verdicts = append(d.verdicts, policy.VerdictMasquerade)
+		}
+		table.Chains = append(table.Chains, policy.Chain{Name: hookPostrouting, Hook: &hook, Rules: d.rules()})
+	}
 	slices.SortFunc(table.Chains, func(a, b policy.Chain) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(table.Sets, func(a, b policy.Set) int { return strings.Compare(a.Name, b.Name) })
 	return table
@@ -95,6 +103,9 @@ type drawing struct {
 	// sets and targets are what rules may refer to.
 	sets    []policy.Set
 	targets []string
+	// verdicts, if not nil, are those that rules may give: a chain at postrouting
+	// may not lead to one that rejects.
+	verdicts []policy.VerdictKind
 	// proto is the protocol of the rule being drawn.
 	proto policy.Protocol
 }
@@ -151,8 +162,21 @@ func (d *drawing) port() uint16 {
 	return rapid.OneOf(rapid.SampledFrom([]uint16{0, 1, 80, 443, 65534, 65535}), rapid.Uint16()).Draw(d.T, "port")
 }
 
-// intervals draws ranges and joins those that overlap or touch.
+// intervals draws ranges that do not overlap, some of which touch.
 func (d *drawing) intervals(typ policy.Type, n int) []policy.Element {
+	var out []policy.Element
+	for _, e := range d.ranges(typ, n) {
+		if e.Key != e.To && rapid.Bool().Draw(d.T, "cut") {
+			out = append(out, policy.Element{Key: e.Key, To: decrement(e.To)})
+			e.Key = e.To
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// ranges draws ranges and joins those that overlap or touch.
+func (d *drawing) ranges(typ policy.Type, n int) []policy.Element {
 	if typ == policy.TypeAddr {
 		var b netipx.IPSetBuilder
 		for range n {
@@ -209,6 +233,9 @@ func (d *drawing) verdict(rule bool) policy.Verdict {
 	if rule {
 		kinds = append(kinds, policy.VerdictReset, policy.VerdictProhibit)
 	}
+	if d.verdicts != nil {
+		kinds = d.verdicts
+	}
 	if len(d.targets) > 0 {
 		kinds = append(kinds, policy.VerdictJump, policy.VerdictGoto)
 	}
@@ -247,7 +274,7 @@ func (d *drawing) rule() policy.Rule {
 		r.Stamp = policy.Mark{Mask: mask, Value: rapid.Uint32().Draw(d.T, "value") & mask}
 	}
 	last := len(r.Match) - 1
-	if last >= 0 && rapid.Bool().Draw(d.T, "vmap") && !r.Counter && r.Stamp.Mask == 0 {
+	if last >= 0 && rapid.Bool().Draw(d.T, "vmap") && !r.Counter && r.Stamp.Mask == 0 && d.verdicts == nil {
 		if m, ok := d.lookup(policy.OpVerdict); ok && (m.Field != policy.FieldCtReplyProtoSrc || d.proto != ipProtoICMPv6) {
 			if m.Field == policy.FieldCtReplyProtoSrc {
 				r.Match = append(r.Match, policy.Match{Field: policy.FieldCtProtocol, Op: policy.OpEqual, Value: uint32(d.proto)})
@@ -310,6 +337,9 @@ func (d *drawing) match() policy.Match {
 		}
 	}
 	if m, ok := d.lookup(policy.OpIn); ok {
+		if m.And == policy.FieldNone && rapid.Bool().Draw(d.T, "negated") {
+			m.Op = policy.OpNotIn
+		}
 		return m
 	}
 	return policy.Match{Field: policy.FieldCtDirection, Op: policy.OpEqual}

@@ -221,7 +221,7 @@ func appendMatch(exprs []expr.Any, f policy.Family, m *policy.Match) ([]expr.Any
 			break
 		}
 		return appendPrefix(exprs, &fd, m.Prefix), nil
-	case policy.OpIn, policy.OpVerdict:
+	case policy.OpIn, policy.OpNotIn, policy.OpVerdict:
 		return appendLookup(exprs, f, &fd, m)
 	}
 	return nil, fmt.Errorf("field %d of the %s family cannot be compared by operation %d with %d, %d, %q, %s", m.Field, f, m.Op, m.Value, m.Arg, m.Name, m.Prefix)
@@ -264,9 +264,10 @@ func appendLookup(exprs []expr.Any, f policy.Family, fd *field, m *policy.Match)
 		// [ ct load proto_src => reg 9 , dir reply ]
 		exprs = append(exprs, second.load)
 	}
-	// [ lookup reg 1 set sel-v4 ], or, with a verdict, [ lookup reg 1 set pods-v4 dreg 0 ]
+	// [ lookup reg 1 set sel-v4 ], negated [ lookup reg 1 set sel-v4 0x1 ], or, with
+	// a verdict, [ lookup reg 1 set pods-v4 dreg 0 ]
 	return append(exprs, &expr.Lookup{
-		SourceRegister: reg1, SetName: m.Name,
+		SourceRegister: reg1, SetName: m.Name, Invert: m.Op == policy.OpNotIn,
 		IsDestRegSet: m.Op == policy.OpVerdict, DestRegister: unix.NFT_REG_VERDICT,
 	}), nil
 }
@@ -293,6 +294,12 @@ func appendVerdict(exprs []expr.Any, f policy.Family, v policy.Verdict) ([]expr.
 			code = codeProhibited6
 		}
 		return append(exprs, &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: code}), nil
+	case policy.VerdictMasquerade:
+		if v.Chain != "" {
+			break
+		}
+		// [ masq flags 0x10 ]
+		return append(exprs, &expr.Masq{FullyRandom: true}), nil
 	}
 	code, ok := verdictCode(v)
 	if !ok {

@@ -61,6 +61,15 @@ func TestEncodeRule(t *testing.T) {
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{10, 20, 0, 0}},
 			},
 		},
+		"masquerade": {
+			rule: policy.Rule{Match: []policy.Match{{Field: policy.FieldDaddr, Op: policy.OpNotIn, Name: "pools-v4"}}, Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictMasquerade}},
+			want: []expr.Any{
+				&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4, DestRegister: 1},
+				&expr.Lookup{SourceRegister: 1, SetName: "pools-v4", Invert: true},
+				&expr.Counter{},
+				&expr.Masq{FullyRandom: true},
+			},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := encodeRule(tc.family, &tc.rule)
@@ -130,6 +139,10 @@ func TestEncodeRefuses(t *testing.T) {
 		"set of marks":           {match(policy.Match{Field: policy.FieldCtMark, Op: policy.OpIn, Name: "sel"}), "egress: rule 1"},
 		"set without name":       {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpIn}), "egress: rule 1"},
 		"map of a concatenation": {match(policy.Match{Field: policy.FieldSaddr, And: policy.FieldDaddr, Op: policy.OpVerdict, Name: "m"}), "egress: rule 1"},
+		"not in a concatenation": {match(policy.Match{Field: policy.FieldSaddr, And: policy.FieldDaddr, Op: policy.OpNotIn, Name: "sel"}), "egress: rule 1"},
+		"unknown hook":           {policy.TableChange{SetChains: []policy.Chain{{Name: "early", Hook: &policy.Hook{Name: "prerouting"}}}}, "chain ip early"},
+		"masquerade in a map":    {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictMasquerade}}}}), "sel: element 0"},
+		"masquerade to a chain":  {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictMasquerade, Chain: "x"}}), "egress: rule 1"},
 		"jump to nowhere":        {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictJump}}), "egress: rule 1"},
 		"drop to somewhere":      {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictDrop, Chain: "x"}}), "egress: rule 1"},
 		"long comment":           {rule(policy.Rule{Counter: true, Comment: strings.Repeat("x", 129)}), "egress: rule 1"},

@@ -51,6 +51,8 @@ func (c *cluster) snapshot() policy.Snapshot {
 			s.Nodes = append(s.Nodes, o)
 		case *networkingv1.NetworkPolicy:
 			s.Policies = append(s.Policies, o)
+		case *policy.Pool:
+			s.Pools = append(s.Pools, o)
 		}
 	}
 	return s
@@ -75,6 +77,11 @@ func pod(name, node, app string, n int) *policy.Pod {
 		Addrs:  []netip.Addr{netip.AddrFrom4([4]byte{10, byte(block), 0, byte(n)}), netip.MustParseAddr(fmt.Sprintf("fd00:%d::%x", block, n))},
 		Ports:  []policy.NamedPort{{Name: "web", Protocol: policy.TCP, Port: uint16(8000 + n)}},
 	}
+}
+
+// pool is a pool whose pods are masqueraded, if that is said.
+func pool(name string, nat bool, cidrs ...string) *policy.Pool {
+	return &policy.Pool{Meta: policy.Meta{Name: name}, NATOutgoing: nat, CIDRs: prefixes(cidrs...)}
 }
 
 // allow is a policy that lets pods of app from reach pods of app to on port.
@@ -105,6 +112,10 @@ func story(c *cluster) [][]policy.Delta {
 		{c.set("np", wider)},
 		{c.set("np", allow("db", "web", "db", intstr.FromInt32(5432))), c.del("pod", pod("web-1", "node-b", "web", 4))},
 		{c.del("np", wider)},
+		{c.set("pool", pool("pods", true, "10.1.0.0/16", "fd00:1::/48"))},
+		{c.set("pool", pool("more", false, "10.2.0.0/16", "fd00:2::/48"))},
+		{c.del("pool", pool("pods", true, "10.1.0.0/16", "fd00:1::/48"))},
+		{c.set("pool", pool("pods", true, "10.0.0.0/15", "fd00:1::/64"))},
 		{c.set("pod", pod("api-1", testNode, "api", 9)), c.set("np", api)},
 	}
 }
@@ -183,6 +194,8 @@ func kindOf(o policy.Object) string {
 		return "ns"
 	case *policy.Node:
 		return "node"
+	case *policy.Pool:
+		return "pool"
 	}
 	return "np"
 }
@@ -300,33 +313,53 @@ func TestAdoption(t *testing.T) {
 
 // harmless are the cases of TestRepair in which no flow can have been judged by
 // other rules than ours: none was judged, or ours still were the only ones.
-var harmless = []string{"set added", "vmap added", "base chain added", "chain added", "table deleted", "both tables deleted"}
+var harmless = []string{
+	"set added", "vmap added", "base chain added", "chain added", "table deleted", "both tables deleted",
+	"nat chain deleted", "nat rule added", "nat rule of another kind", "nat chain flushed", "nat priority", "nat chain of type filter",
+	"nat chain not hooked", "pool added", "pool removed", "pool replaced", "pools flushed", "nat sets deleted",
+}
 
 // TestRepair lets somebody else change the tables in all sorts of ways.
 func TestRepair(t *testing.T) {
 	for name, tamper := range map[string]string{
-		"rule added":             "insert rule ip selvage forward accept",
-		"rule of another kind":   "add rule ip selvage deny-ingress log prefix \"x\" limit rate 1/second",
-		"anonymous set":          "insert rule ip selvage forward ip saddr { 10.0.0.1, 10.0.0.2 } accept",
-		"chain flushed":          "flush chain ip6 selvage ingress",
-		"element added":          "add element ip selvage ingress-pods-v4 { 10.1.0.77 : accept }",
-		"map flushed":            "flush map ip selvage ingress-pods-v4",
-		"set added":              "add set ip selvage mine { type ether_addr; }",
-		"vmap added":             "add chain ip selvage mine\nadd map ip selvage m { type inet_service : verdict; elements = { 80 : jump mine } }",
-		"base chain added":       "add chain ip selvage early { type nat hook prerouting priority -100; }",
-		"chain added":            "add chain ip6 selvage mine\nadd rule ip6 selvage mine drop",
-		"table deleted":          "delete table ip selvage",
-		"both tables deleted":    "delete table ip selvage\ndelete table ip6 selvage",
-		"table flushed":          "flush table ip selvage",
-		"table dormant":          "add table ip selvage { flags dormant; }",
-		"policy drop":            "add chain ip selvage forward { policy drop; }",
-		"hooked elsewhere":       "flush chain ip selvage forward\ndelete chain ip selvage forward\nadd chain ip selvage forward { type filter hook input priority 7; }",
-		"not hooked":             "flush chain ip selvage forward\ndelete chain ip selvage forward\nadd chain ip selvage forward",
-		"set of another kind":    "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type ipv4_addr . ipv4_addr; flags timeout; }",
-		"set of another type":    "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type inet_service; elements = { 80 } }",
-		"catch-all in a map":     "add element ip selvage ingress-pods-v4 { * : accept }",
-		"interval of another":    "flush table ip selvage\ndelete set ip selvage self-v4\nadd map ip selvage self-v4 { type ipv4_addr : mark; flags interval; elements = { 10.0.0.0/8 : 1 } }",
-		"everything at the same": "flush table ip selvage\ndelete map ip selvage ingress-pods-v4\ndelete chain ip6 selvage forward\ndelete set ip selvage self-v4",
+		"rule added":           "insert rule ip selvage forward accept",
+		"rule of another kind": "add rule ip selvage deny-ingress log prefix \"x\" limit rate 1/second",
+		"anonymous set":        "insert rule ip selvage forward ip saddr { 10.0.0.1, 10.0.0.2 } accept",
+		"chain flushed":        "flush chain ip6 selvage ingress",
+		"element added":        "add element ip selvage ingress-pods-v4 { 10.1.0.77 : accept }",
+		"map flushed":          "flush map ip selvage ingress-pods-v4",
+		"set added":            "add set ip selvage mine { type ether_addr; }",
+		"vmap added":           "add chain ip selvage mine\nadd map ip selvage m { type inet_service : verdict; elements = { 80 : jump mine } }",
+		"base chain added":     "add chain ip selvage early { type nat hook prerouting priority -100; }",
+		"chain added":          "add chain ip6 selvage mine\nadd rule ip6 selvage mine drop",
+		"table deleted":        "delete table ip selvage",
+		"both tables deleted":  "delete table ip selvage\ndelete table ip6 selvage",
+		"table flushed":        "flush table ip selvage",
+		"table dormant":        "add table ip selvage { flags dormant; }",
+		"policy drop":          "add chain ip selvage forward { policy drop; }",
+		"hooked elsewhere":     "flush chain ip selvage forward\ndelete chain ip selvage forward\nadd chain ip selvage forward { type filter hook input priority 7; }",
+		"not hooked":           "flush chain ip selvage forward\ndelete chain ip selvage forward\nadd chain ip selvage forward",
+		"set of another kind":  "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type ipv4_addr . ipv4_addr; flags timeout; }",
+		"set of another type":  "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type inet_service; elements = { 80 } }",
+		"catch-all in a map":   "add element ip selvage ingress-pods-v4 { * : accept }",
+		"interval of another":  "flush table ip selvage\ndelete set ip selvage self-v4\nadd map ip selvage self-v4 { type ipv4_addr : mark; flags interval; elements = { 10.0.0.0/8 : 1 } }",
+		"nat chain deleted":    "delete chain ip selvage postrouting",
+		"nat rule added":       "insert rule ip selvage postrouting ip daddr 192.0.2.1 accept",
+		"nat rule of another kind": `flush chain ip6 selvage postrouting
+			add rule ip6 selvage postrouting ip6 saddr @masquerade-v6 ip6 daddr != @pools-v6 ip6 daddr != @kept-v6 counter masquerade`,
+		"nat chain flushed": "flush chain ip6 selvage postrouting",
+		"nat priority": `delete chain ip selvage postrouting
+			add chain ip selvage postrouting { type nat hook postrouting priority 90; }
+			add rule ip selvage postrouting ip saddr @masquerade-v4 ip daddr != @pools-v4 ip daddr != @kept-v4 counter masquerade fully-random`,
+		"nat chain of type filter": "delete chain ip6 selvage postrouting\nadd chain ip6 selvage postrouting { type filter hook postrouting priority 110; }",
+		"nat chain not hooked":     "delete chain ip selvage postrouting\nadd chain ip selvage postrouting",
+		"pool added":               "add element ip selvage pools-v4 { 192.0.2.0/24 }",
+		"pool removed":             "delete element ip selvage pools-v4 { 10.2.0.0/16 }",
+		"pool replaced":            "delete element ip selvage masquerade-v4 { 10.0.0.0/15 }\nadd element ip selvage masquerade-v4 { 10.0.0.0/8 }",
+		"pools flushed":            "flush set ip6 selvage pools-v6\nflush set ip6 selvage kept-v6",
+		"nat sets deleted":         "delete chain ip selvage postrouting\ndelete set ip selvage pools-v4\ndelete set ip selvage kept-v4",
+		"nat and forward":          "flush chain ip selvage postrouting\nflush chain ip selvage forward",
+		"everything at the same":   "flush table ip selvage\ndelete map ip selvage ingress-pods-v4\ndelete chain ip6 selvage forward\ndelete set ip selvage self-v4",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

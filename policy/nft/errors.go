@@ -14,7 +14,7 @@ var (
 	ErrPermission = errors.New("changing nftables needs CAP_NET_ADMIN: run as root, or give the container the capability NET_ADMIN")
 	// ErrUnsupported says that the kernel lacks something. What is wrapped
 	// around it says what.
-	ErrUnsupported = errors.New("the kernel lacks a part of nftables that is needed: load the modules nf_tables, nft_ct, nft_reject_ipv4 and nft_reject_ipv6, or use a kernel (4.18 or later) that has them")
+	ErrUnsupported = errors.New("the kernel lacks a part of nftables that is needed")
 	// ErrRefused says that the kernel refused a batch as a whole: nothing of
 	// it is in force, and the same batch would be refused again.
 	ErrRefused = errors.New("refused by the kernel")

@@ -24,14 +24,22 @@ func (p Place) String() string {
 	return "chain " + p.Family + " " + p.Table + " " + p.Chain
 }
 
+// nfproto is netfilter's number of the place's family.
+func (p Place) nfproto() (proto byte, known bool) {
+	proto, known = map[string]byte{"ip": unix.NFPROTO_IPV4, "ip6": unix.NFPROTO_IPV6, "inet": unix.NFPROTO_INET}[p.Family]
+	return proto, known
+}
+
+var errFamily = errors.New("no such family")
+
 // Present tells whether a place exists. It asks for that one by its name: a
 // listing of all chains would be some megabytes where kube-proxy has one for
 // each endpoint. The rules of iptables are found if they are in nftables, in the
 // tables that iptables-nft makes, and not if they are those of iptables-legacy.
 func (c *Conn) Present(p Place) (bool, error) {
-	proto, ok := map[string]byte{"ip": unix.NFPROTO_IPV4, "ip6": unix.NFPROTO_IPV6, "inet": unix.NFPROTO_INET}[p.Family]
+	proto, ok := p.nfproto()
 	if !ok {
-		return false, fmt.Errorf("look for %s: no such family", p)
+		return false, fmt.Errorf("look for %s: %w", p, errFamily)
 	}
 	if err := c.open(); err != nil {
 		return false, c.fail(err)

@@ -157,6 +157,7 @@ func FuzzDecode(f *testing.F) {
 		_ = decodeMessages([]netlink.Message{msg})
 		for a := attributes(msg.Data[nfgenmsgLen:]); a.next(); {
 			if a.typ == unix.NFTA_RULE_EXPRESSIONS {
+				readNATRule(data[0], a.data)
 				mustBeExact(t, familyOf(&msg), a.data)
 			}
 		}
@@ -227,6 +228,8 @@ func disturb(t *rapid.T, exprs []expr.Any) []expr.Any {
 		[]func(){func() { change(&e.SourceRegister) }, func() { change(&e.DestRegister) }, func() { data(e.Mask) }, func() { data(e.Xor) }, func() { change(&e.Len) }}[field]()
 	case *expr.Lookup:
 		[]func(){func() { change(&e.SourceRegister) }, func() { e.IsDestRegSet = !e.IsDestRegSet }, func() { e.IsDestRegSet = true; change(&e.DestRegister) }, func() { e.Invert = !e.Invert }, func() { e.SetName += "x" }}[field]()
+	case *expr.Masq:
+		[]func(){func() { e.FullyRandom = false }, func() { e.Random = true }, func() { e.Persistent = true }, func() { e.ToPorts = true }, func() { change(&e.RegProtoMin) }}[field]()
 	case *expr.Reject:
 		[]func(){func() { change(&e.Type) }, func() { e.Code++ }, func() {}, func() {}, func() {}}[field]()
 	}

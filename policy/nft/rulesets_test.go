@@ -89,6 +89,17 @@ func everyTable(f policy.Family) policy.Table {
 			{Match: []policy.Match{{Field: policy.FieldCtDirection, Op: policy.OpEqual, Value: 0}}, Verdict: policy.Verdict{Kind: policy.VerdictJump, Chain: "egress"}},
 			{Match: []policy.Match{{Field: policy.FieldCtDirection, Op: policy.OpEqual, Value: 1}}, Counter: true, Stamp: policy.Mark{Mask: 0xff, Value: 0x80}},
 		}},
+		{Name: "postrouting", Hook: &policy.Hook{Name: "postrouting", Priority: 110, NAT: true}, Rules: []policy.Rule{
+			{Match: []policy.Match{
+				{Field: policy.FieldSaddr, Op: policy.OpIn, Name: "block" + v},
+				{Field: policy.FieldDaddr, Op: policy.OpNotIn, Name: "block" + v},
+				{Field: policy.FieldDaddr, Op: policy.OpNotIn, Name: "empty" + v},
+			}, Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictMasquerade}},
+			{Match: []policy.Match{
+				{Field: policy.FieldCtProtocol, Op: policy.OpEqual, Value: uint32(policy.TCP)},
+				{Field: policy.FieldCtReplyProtoSrc, Op: policy.OpNotIn, Name: "services"},
+			}, Verdict: policy.Verdict{Kind: policy.VerdictMasquerade}, Comment: "masqueraded"},
+		}},
 	}
 	return t
 }

@@ -7,7 +7,8 @@ import (
 )
 
 // sample returns a change that has one of everything that rulesets are made
-// of. It leads to nothing: it is for Check alone.
+// of, but for what is in masqueradeSample. It leads to nothing: it is for Check
+// alone.
 func sample() *policy.Change {
 	c := &policy.Change{}
 	for _, f := range policy.Families {
@@ -55,4 +56,24 @@ func sampleTable(f policy.Family) policy.TableChange {
 		AddChains: []policy.Chain{{Name: target}},
 		SetChains: []policy.Chain{{Name: "check-forward", Hook: &policy.Hook{Name: hookForward}, Rules: rules}},
 	}
+}
+
+// masqueradeSample is sample for CheckMasquerade.
+func masqueradeSample() *policy.Change {
+	c := &policy.Change{}
+	for _, f := range policy.Families {
+		const ranges = "check-interval"
+		c.Tables[f] = policy.TableChange{
+			Family:  f,
+			AddSets: []policy.Set{{Name: ranges, Key: [2]policy.Type{policy.TypeAddr}, Interval: true}},
+			SetChains: []policy.Chain{{
+				Name: "check-postrouting", Hook: &policy.Hook{Name: hookPostrouting, NAT: true},
+				Rules: []policy.Rule{{
+					Match:   []policy.Match{{Field: policy.FieldDaddr, Op: policy.OpNotIn, Name: ranges}},
+					Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictMasquerade},
+				}},
+			}},
+		}
+	}
+	return c
 }

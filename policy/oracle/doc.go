@@ -9,5 +9,6 @@
 //   - "concept" is the page "Network Policies" of the Kubernetes documentation;
 //   - "validation" are the rules of the API server for what may be stored; what
 //     they refuse can still stand in a manifest, and then fails closed;
+//   - "pools" is docs/pools.md;
 //   - "design" is a decision of this project where the API is silent.
 package oracle

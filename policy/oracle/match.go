@@ -21,12 +21,12 @@ import (
 //
 // design: a selector that cannot be read (validation refuses it) selects every
 // pod of the namespace, so that none stays open that was meant to be isolated.
-func selects(np *networkingv1.NetworkPolicy, pod *policy.Pod) bool {
+func selects(s policy.Snapshot, np *networkingv1.NetworkPolicy, pod *policy.Pod) bool {
 	if pod.Namespace != np.Namespace || pod.HostNetwork || pod.Finished {
 		return false
 	}
 	selector, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
-	return err != nil || selector.Matches(pod.Labels)
+	return err != nil || selector.Matches(podLabels(s, pod))
 }
 
 // anyPeer tells whether one of the peers of a rule is at addr.
@@ -77,7 +77,7 @@ func podMatches(s policy.Snapshot, namespace string, peer networkingv1.NetworkPo
 	}
 	// types.go: "Otherwise it selects all pods in the namespaces selected by
 	// namespaceSelector."
-	return peer.PodSelector == nil || selectorMatches(peer.PodSelector, pod.Labels)
+	return peer.PodSelector == nil || selectorMatches(peer.PodSelector, podLabels(s, pod))
 }
 
 // selectorMatches. types.go: "This field follows standard label selector

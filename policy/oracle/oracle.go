@@ -57,7 +57,7 @@ func IngressAllowed(s policy.Snapshot, node string, p Packet) bool {
 func Isolated(s policy.Snapshot, node string, addr netip.Addr) (ingress, egress bool) {
 	pod := localPod(s, node, addr)
 	for _, np := range s.Policies {
-		if pod != nil && selects(np, pod) {
+		if pod != nil && selects(s, np, pod) {
 			ingress = ingress || affects(np, networkingv1.PolicyTypeIngress)
 			egress = egress || affects(np, networkingv1.PolicyTypeEgress)
 		}
@@ -125,7 +125,7 @@ func egressAllowed(s policy.Snapshot, node string, p Packet) bool {
 	}
 	isolated := false
 	for _, np := range s.Policies {
-		if !selects(np, pod) || !affects(np, networkingv1.PolicyTypeEgress) {
+		if !selects(s, np, pod) || !affects(np, networkingv1.PolicyTypeEgress) {
 			continue
 		}
 		isolated = true
@@ -147,7 +147,7 @@ func ingressAllowed(s policy.Snapshot, node string, p Packet) bool {
 	}
 	isolated := false
 	for _, np := range s.Policies {
-		if !selects(np, pod) || !affects(np, networkingv1.PolicyTypeIngress) {
+		if !selects(s, np, pod) || !affects(np, networkingv1.PolicyTypeIngress) {
 			continue
 		}
 		isolated = true

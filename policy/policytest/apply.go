@@ -211,7 +211,7 @@ func references(t *policy.Table) map[string]bool {
 		for _, rule := range ch.Rules {
 			add(rule.Verdict)
 			for _, m := range rule.Match {
-				if m.Op == policy.OpIn || m.Op == policy.OpVerdict {
+				if m.Op == policy.OpIn || m.Op == policy.OpNotIn || m.Op == policy.OpVerdict {
 					used["set "+m.Name] = true
 				}
 			}

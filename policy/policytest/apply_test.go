@@ -86,6 +86,11 @@ func TestApplyChange(t *testing.T) {
 		{"sets a chain to what it is", func(c *policy.TableChange) { c.SetChains = append(c.SetChains, uses("peers-v4", "a")) }, "what it is"},
 		{"sweeps a set in use", func(c *policy.TableChange) { c.DelChains = nil }, "in use"},
 		{"sweeps a chain in use", func(c *policy.TableChange) { c.SetChains = nil }, "in use"},
+		{"sweeps a set that a rule looks out of", func(c *policy.TableChange) {
+			b := uses("peers-v4", "b")
+			b.Rules[0].Match[0].Op = policy.OpNotIn
+			c.AddChains = []policy.Chain{b}
+		}, "in use"},
 		{"sweeps a chain that is not there", func(c *policy.TableChange) { c.DelChains = append(c.DelChains, "c") }, "not there"},
 		{"sweeps a set that is not there", func(c *policy.TableChange) { c.DelSets = append(c.DelSets, "none-v4") }, "not there"},
 		{"deletes an absent element", elements([]policy.Element{addr("10.0.0.3")}, nil), "not there"},

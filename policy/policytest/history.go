@@ -34,6 +34,11 @@ func Step(o Options, s policy.Snapshot) *rapid.Generator[policy.Snapshot] {
 func (d drawer) change(s policy.Snapshot) policy.Snapshot {
 	s.Pods, s.Namespaces = slices.Clone(s.Pods), slices.Clone(s.Namespaces)
 	s.Nodes, s.Bridges, s.Policies = slices.Clone(s.Nodes), slices.Clone(s.Bridges), slices.Clone(s.Policies)
+	s.Pools, s.Services = slices.Clone(s.Pools), slices.Clone(s.Services)
+	if d.o.Pools && d.upTo(3) == 3 {
+		d.changePools(&s)
+		return s
+	}
 	switch d.upTo(16) {
 	case 0, 1:
 		d.changeNamespace(&s)
@@ -99,7 +104,7 @@ func (d drawer) changePod(s *policy.Snapshot) {
 		s.Pods = slices.Delete(s.Pods, i, i+1)
 		return
 	case 1:
-		p.Labels = policy.NewLabels(d.labels(podKeys))
+		p.Labels = policy.NewLabels(d.podLabels())
 	case 2:
 		p.Ports = d.namedPorts()
 	case 3:
@@ -170,7 +175,7 @@ func (d drawer) changePolicy(s *policy.Snapshot) {
 	case 3:
 		np.Spec.PolicyTypes = d.policyTypes()
 	case 4:
-		np.Spec.PodSelector = *d.selector(podKeys)
+		np.Spec.PodSelector = *d.selector(d.podKeys())
 	default:
 		d.changeRule(*s, np)
 	}
@@ -352,6 +357,10 @@ func (d drawer) version(s policy.Snapshot, before, after policy.Object) policy.O
 		return np
 	case *policy.Namespace:
 		return d.namespace(o.Name)
+	case *policy.Pool:
+		return d.pool(o.Name, o.Origin)
+	case *policy.ServiceCIDR:
+		return d.services(o.Name)
 	}
 	return nil
 }
@@ -369,8 +378,16 @@ func duplicate(delta policy.Delta) policy.Delta {
 		delta.Object = &n
 	case *policy.Node:
 		n := *o
-		n.PodCIDRs = slices.Clone(n.PodCIDRs)
+		n.PodCIDRs, n.Addrs, n.Labels = slices.Clone(n.PodCIDRs), slices.Clone(n.Addrs), slices.Clone(n.Labels)
 		delta.Object = &n
+	case *policy.Pool:
+		p := *o
+		p.CIDRs = slices.Clone(p.CIDRs)
+		delta.Object = &p
+	case *policy.ServiceCIDR:
+		v := *o
+		v.CIDRs = slices.Clone(v.CIDRs)
+		delta.Object = &v
 	case *policy.Bridge:
 		b := *o
 		delta.Object = &b

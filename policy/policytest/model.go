@@ -34,7 +34,7 @@ func (m *Model) Snapshot() policy.Snapshot { return fromKeys(m.objects) }
 // objectKey is what tells objects apart in an API: kind, namespace, name.
 func objectKey(o policy.Object) string {
 	kind := "unknown"
-	switch o.(type) {
+	switch o := o.(type) {
 	case *policy.Pod:
 		kind = "pod"
 	case *policy.Namespace:
@@ -45,6 +45,10 @@ func objectKey(o policy.Object) string {
 		kind = "bridge"
 	case *networkingv1.NetworkPolicy:
 		kind = "policy"
+	case *policy.Pool:
+		kind = "pool of " + o.Origin.String()
+	case *policy.ServiceCIDR:
+		kind = "services"
 	}
 	meta := o.GetObjectMeta()
 	return fmt.Sprintf("%s/%s/%s", kind, meta.GetNamespace(), meta.GetName())
@@ -59,6 +63,12 @@ func byKey(s policy.Snapshot) map[string]policy.Object {
 		objects[objectKey(o)] = o
 	}
 	for _, o := range s.Namespaces {
+		objects[objectKey(o)] = o
+	}
+	for _, o := range s.Pools {
+		objects[objectKey(o)] = o
+	}
+	for _, o := range s.Services {
 		objects[objectKey(o)] = o
 	}
 	for _, o := range s.Policies {
@@ -89,6 +99,10 @@ func fromKeys(objects map[string]policy.Object) policy.Snapshot {
 			s.Bridges = append(s.Bridges, o)
 		case *networkingv1.NetworkPolicy:
 			s.Policies = append(s.Policies, o)
+		case *policy.Pool:
+			s.Pools = append(s.Pools, o)
+		case *policy.ServiceCIDR:
+			s.Services = append(s.Services, o)
 		}
 	}
 	return s

@@ -134,6 +134,7 @@ func otherAddrs(s policy.Snapshot) []netip.Addr {
 		netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9"),
 		netip.MustParseAddr("192.168.0.1"), netip.MustParseAddr("192.168.0.2"),
 	}
+	addrs = append(addrs, poolPlaces(s)...)
 	for _, np := range s.Policies {
 		for _, block := range blocksOf(np) {
 			for _, text := range append([]string{block.CIDR}, block.Except...) {

@@ -22,7 +22,7 @@ func (d drawer) policy(s policy.Snapshot, i int) *networkingv1.NetworkPolicy {
 }
 
 func (d drawer) spec(s policy.Snapshot) networkingv1.NetworkPolicySpec {
-	spec := networkingv1.NetworkPolicySpec{PodSelector: *d.selector(podKeys), PolicyTypes: d.policyTypes()}
+	spec := networkingv1.NetworkPolicySpec{PodSelector: *d.selector(d.podKeys()), PolicyTypes: d.policyTypes()}
 	if d.likely() {
 		spec.Ingress = []networkingv1.NetworkPolicyIngressRule{}
 		for range d.upTo(2) {
@@ -55,7 +55,7 @@ func (d drawer) many() int {
 
 // pods draws a peer by its labels, such that several of a rule's peers exist.
 func (d drawer) pods() []networkingv1.NetworkPolicyPeer {
-	return []networkingv1.NetworkPolicyPeer{{PodSelector: d.selector(podKeys), NamespaceSelector: pick(d, nil, nil, &metav1.LabelSelector{})}}
+	return []networkingv1.NetworkPolicyPeer{{PodSelector: d.selector(d.podKeys()), NamespaceSelector: pick(d, nil, nil, &metav1.LabelSelector{})}}
 }
 
 func (d drawer) policyTypes() []networkingv1.PolicyType {
@@ -107,7 +107,7 @@ func (d drawer) namespaceSelector() *metav1.LabelSelector {
 			Values:   []string{pick(d, namespaces...), pick(d, namespaces...)},
 		}}}
 	}
-	return d.selector([]string{"team"})
+	return d.selector(d.namespaceKeys())
 }
 
 func (d drawer) peers(s policy.Snapshot) []networkingv1.NetworkPolicyPeer {
@@ -136,11 +136,11 @@ func (d drawer) peer(s policy.Snapshot) networkingv1.NetworkPolicyPeer {
 	case 0:
 		return networkingv1.NetworkPolicyPeer{NamespaceSelector: d.namespaceSelector()}
 	case 1:
-		return networkingv1.NetworkPolicyPeer{NamespaceSelector: d.namespaceSelector(), PodSelector: d.selector(podKeys)}
+		return networkingv1.NetworkPolicyPeer{NamespaceSelector: d.namespaceSelector(), PodSelector: d.selector(d.podKeys())}
 	case 2, 3:
 		return networkingv1.NetworkPolicyPeer{IPBlock: d.block(s)}
 	}
-	return networkingv1.NetworkPolicyPeer{PodSelector: d.selector(podKeys)}
+	return networkingv1.NetworkPolicyPeer{PodSelector: d.selector(d.podKeys())}
 }
 
 // block draws a block that is likely to hold or to touch a pod.

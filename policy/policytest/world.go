@@ -35,6 +35,9 @@ type Options struct {
 	Physical bool
 	// Valid leaves out policies that the API server would refuse.
 	Valid bool
+	// Pools adds pools and ranges of Services, and policies that select pods by their
+	// pools. None of the pools masquerades if Physical is set.
+	Pools bool
 	// Packets is how many packets to draw. 0 means 20.
 	Packets int
 }
@@ -75,6 +78,9 @@ func Snapshots(o Options) *rapid.Generator[policy.Snapshot] {
 		// rapid prefers small numbers; sums make worlds that are full more often.
 		for i := range min(8, d.upTo(8)+d.upTo(4)+d.upTo(4)) {
 			s.Pods = append(s.Pods, d.pod(s, i))
+		}
+		if o.Pools {
+			d.pools(&s)
 		}
 		for i := range min(5, d.upTo(5)+d.upTo(3)) {
 			s.Policies = append(s.Policies, d.policy(s, i))
@@ -122,7 +128,7 @@ func (d drawer) labels(keys []string) map[string]string {
 func (d drawer) ns() string { return pick(d, "red", "red", "red", "green", "green", "blue") }
 
 func (d drawer) namespace(name string) *policy.Namespace {
-	m := d.labels([]string{"team"})
+	m := d.labels(d.namespaceKeys())
 	m[corev1.LabelMetadataName] = name
 	return &policy.Namespace{Meta: policy.Meta{Name: name, UID: types.UID("ns-" + name)}, Labels: policy.NewLabels(m)}
 }
@@ -153,6 +159,9 @@ func (d drawer) node(name string) *policy.Node {
 		// within the first, or one that holds it.
 		n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(pick(d, "10.9.0.0/24", "10.1.0.0/29", "10.0.0.0/8", "fd00:9::/64", "fd00:1::/127", "fd00::/16")))
 	}
+	if d.o.Pools {
+		d.address(n)
+	}
 	return n
 }
 
@@ -161,7 +170,7 @@ func (d drawer) pod(s policy.Snapshot, i int) *policy.Pod {
 	p := &policy.Pod{
 		Meta:        policy.Meta{Namespace: d.ns(), Name: fmt.Sprintf("pod-%d", i), UID: uid(i, 0)},
 		Node:        pick(d, NodeA, NodeA, NodeA, NodeB, NodeB),
-		Labels:      policy.NewLabels(d.labels(podKeys)),
+		Labels:      policy.NewLabels(d.podLabels()),
 		Ports:       d.namedPorts(),
 		Created:     int64(1000 + d.upTo(3)),
 		HostNetwork: d.rarely(),
@@ -240,7 +249,13 @@ func Text(s policy.Snapshot) string {
 	var b strings.Builder
 	b.WriteByte('\n')
 	for _, n := range s.Nodes {
-		fmt.Fprintf(&b, "node %s %v\n", n.Name, n.PodCIDRs)
+		fmt.Fprintf(&b, "node %s %v addrs %v labels %v created %d\n", n.Name, n.PodCIDRs, n.Addrs, n.Labels, n.Created)
+	}
+	for _, p := range s.Pools {
+		b.WriteString(poolText(p))
+	}
+	for _, v := range s.Services {
+		fmt.Fprintf(&b, "services %s %v created %d\n", v.Name, v.CIDRs, v.Created)
 	}
 	for _, br := range s.Bridges {
 		fmt.Fprintf(&b, "bridge %s\n", br.Name)

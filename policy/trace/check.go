@@ -17,6 +17,9 @@ const (
 	maxComment = 128
 )
 
+// blockSets are the sets of blocks that come and go one by one, so that they may touch.
+var blockSets = []string{"masquerade", "pools", "kept"}
+
 var (
 	// nameSyntax is what nft's scanner reads as a string without quotes.
 	nameSyntax = regexp.MustCompile(`^[A-Za-z_.][A-Za-z0-9/_.-]*$`)
@@ -100,6 +103,7 @@ func (c *checker) set(s *policy.Set) {
 		c.fail("set %s: no key of this type", s.Name)
 		return
 	}
+	mayTouch := slices.Contains(blockSets, strings.TrimSuffix(s.Name, c.table.Family.Suffix()))
 	for i, e := range s.Elements {
 		if len(e.Key) != size || s.Interval != (len(e.To) == size) || !s.Interval && e.To != "" {
 			c.fail("set %s: element %d: a key of %d bytes (to: %d) instead of %d", s.Name, i, len(e.Key), len(e.To), size)
@@ -112,7 +116,7 @@ func (c *checker) set(s *policy.Set) {
 			before := s.Elements[i-1]
 			if e.Key <= before.Key {
 				c.fail("set %s: element %d is not in order, or there twice", s.Name, i)
-			} else if s.Interval && (e.Key <= before.To || e.Key == successor(before.To) && e.Verdict == before.Verdict) {
+			} else if s.Interval && (e.Key <= before.To || !mayTouch && e.Key == successor(before.To) && e.Verdict == before.Verdict) {
 				c.fail("set %s: element %d overlaps or touches the one before", s.Name, i)
 			}
 		}
@@ -126,8 +130,8 @@ func (c *checker) elementVerdict(s *policy.Set, e policy.Element) {
 		c.fail("set %s: an element has a verdict", s.Name)
 	case s.Verdicts && e.Verdict.Kind == policy.VerdictNone:
 		c.fail("map %s: an element has no verdict", s.Name)
-	case s.Verdicts && (e.Verdict.Kind == policy.VerdictReset || e.Verdict.Kind == policy.VerdictProhibit):
-		c.fail("map %s: reject is a statement, not a verdict that an element can have", s.Name)
+	case s.Verdicts && (e.Verdict.Kind == policy.VerdictReset || e.Verdict.Kind == policy.VerdictProhibit || e.Verdict.Kind == policy.VerdictMasquerade):
+		c.fail("map %s: %s is a statement, not a verdict that an element can have", s.Name, e.Verdict)
 	case s.Verdicts:
 		c.verdict("map "+s.Name, e.Verdict)
 	}
@@ -161,7 +165,7 @@ func (c *checker) keySize(s *policy.Set) int {
 func (c *checker) verdict(where string, v policy.Verdict) {
 	jumps := v.Kind == policy.VerdictJump || v.Kind == policy.VerdictGoto
 	switch {
-	case v.Kind > policy.VerdictProhibit:
+	case v.Kind > policy.VerdictMasquerade:
 		c.fail("%s: unknown verdict %d", where, v.Kind)
 	case !jumps && v.Chain != "":
 		c.fail("%s: %s with a chain", where, v)
@@ -178,8 +182,10 @@ func (c *checker) verdict(where string, v policy.Verdict) {
 
 func (c *checker) chain(ch *policy.Chain, hooks map[string]bool) {
 	c.name("chain", ch.Name, "")
+	nat := false
 	if ch.Hook != nil {
-		if ch.Hook.Name != "forward" && ch.Hook.Name != "input" || hooks[ch.Hook.Name] {
+		nat = ch.Hook.NAT
+		if judges := ch.Hook.Name == "forward" || ch.Hook.Name == "input"; nat && ch.Hook.Name != "postrouting" || !nat && !judges || hooks[ch.Hook.Name] {
 			c.fail("chain %s: hook %s is unknown or has two chains", ch.Name, ch.Hook.Name)
 		}
 		hooks[ch.Hook.Name] = true
@@ -187,6 +193,9 @@ func (c *checker) chain(ch *policy.Chain, hooks map[string]bool) {
 	for i := range ch.Rules {
 		where := fmt.Sprintf("chain %s, rule %d", ch.Name, i)
 		rule := &ch.Rules[i]
+		if nat != (rule.Verdict.Kind == policy.VerdictMasquerade) || nat && rule.Stamp.Mask != 0 {
+			c.fail("%s: a chain that translates addresses does that and nothing else", where)
+		}
 		c.name(where, "rule", rule.Comment)
 		c.rule(where, rule)
 		final := len(rule.Match) == 0 && rule.Stamp.Mask == 0 && rule.Verdict.Kind != policy.VerdictNone && rule.Verdict.Kind != policy.VerdictJump
@@ -208,7 +217,7 @@ func (c *checker) rule(where string, r *policy.Rule) {
 		if m.Op == policy.OpVerdict && i != len(r.Match)-1 {
 			c.fail("%s: a match after a verdict map", where)
 		}
-		if m.Op == policy.OpIn || m.Op == policy.OpVerdict {
+		if m.Op == policy.OpIn || m.Op == policy.OpNotIn || m.Op == policy.OpVerdict {
 			c.lookup(where, m)
 		}
 	}

@@ -42,6 +42,7 @@ func TestCheck(t *testing.T) {
 		{"a set with verdicts", func(p *policy.Table) { p.Sets[1].Elements[0].Verdict = drop }, "has a verdict"},
 		{"a map without", func(p *policy.Table) { p.Sets[2].Elements[0].Verdict = policy.Verdict{} }, "has no verdict"},
 		{"reject in a map", func(p *policy.Table) { p.Sets[2].Elements[0].Verdict = verdict(policy.VerdictReset) }, "a statement"},
+		{"masquerade in a map", func(p *policy.Table) { p.Sets[2].Elements[0].Verdict = verdict(policy.VerdictMasquerade) }, "a statement"},
 		{"a verdict with a chain", func(p *policy.Table) { p.Chains[0].Rules[2].Verdict.Chain = "forward" }, "with a chain"},
 		{"a name that nft cannot read", func(p *policy.Table) { p.Chains[0].Name = "a b" }, "cannot read this name"},
 		{"a name that is too long", func(p *policy.Table) { p.Chains[0].Name = strings.Repeat("a", 256) }, "cannot read this name"},
@@ -80,6 +81,14 @@ func TestCheck(t *testing.T) {
 		{"a second field outside a set", func(p *policy.Table) { p.Chains[1].Rules[0].Match[0].And = policy.FieldSaddr }, "second field"},
 		{"a protocol looked up in a set", func(p *policy.Table) { p.Chains[0].Rules[0].Match[0].And = policy.FieldCtProtocol }, "cannot be looked up"},
 		{"an unknown hook", func(p *policy.Table) { p.Chains[1].Hook.Name = "output" }, "unknown"},
+		{"translation where packets are judged", func(p *policy.Table) { p.Chains[1].Hook.NAT = true }, "unknown"},
+		{"judgement where sources are translated", func(p *policy.Table) { p.Chains[1].Hook.Name = "postrouting" }, "unknown"},
+		{"masquerade in a chain that judges", func(p *policy.Table) { p.Chains[0].Rules[2].Verdict = masquerade }, "that and nothing else"},
+		{"a stamp on what is translated", func(p *policy.Table) {
+			p.Chains[1].Hook = &policy.Hook{Name: "postrouting", NAT: true}
+			p.Chains[1].Rules = p.Chains[1].Rules[1:]
+			p.Chains[1].Rules[0].Verdict = masquerade
+		}, "that and nothing else"},
 		{"another family", func(p *policy.Table) { p.Family = policy.IPv6 }, "family"},
 	}
 	for _, tt := range tests {

@@ -18,7 +18,8 @@ const maxVisits = 1000
 
 // Result is what became of a packet.
 type Result struct {
-	// Verdict is VerdictAccept, VerdictDrop, VerdictReset or VerdictProhibit.
+	// Verdict is VerdictAccept, VerdictDrop, VerdictReset or VerdictProhibit; where
+	// addresses are translated, VerdictAccept or VerdictMasquerade.
 	Verdict policy.VerdictKind
 	// Mark is the mark of the packet's flow afterwards.
 	Mark uint32
@@ -97,7 +98,7 @@ func Run(r *policy.Ruleset, hook string, p Packet) (Result, error) {
 	return New(r).Run(hook, p)
 }
 
-// Run walks a packet through the base chain at a hook: forward or input. If
+// Run walks a packet through the base chain that judges it at a hook: forward or input. If
 // there is none at that hook, the packet is accepted.
 func (t *Tracer) Run(hook string, p Packet) (Result, error) {
 	return t.RunDuring(hook, p, t, 0)
@@ -111,8 +112,28 @@ func (t *Tracer) Run(hook string, p Packet) (Result, error) {
 func (t *Tracer) RunDuring(hook string, p Packet, next *Tracer, at int) (Result, error) {
 	f := policy.FamilyOf(p.Saddr)
 	w := walk{packet: &p, table: &t.tables[f], next: &next.tables[f], at: at}
-	if p.Flow != nil {
-		w.result.Mark = p.Flow.Mark
+	return w.through(hook)
+}
+
+// Masqueraded walks a packet through the chain that translates sources, and tells
+// whether its flow gets another one there. Like the kernel (nf_nat_inet_fn in
+// net/netfilter/nf_nat_core.c) it asks that chain only for the first packet of a flow,
+// and never for one without a conntrack entry. Whether somebody else's chain has
+// translated the flow before is not known here.
+func (t *Tracer) Masqueraded(p Packet) (bool, Result, error) {
+	if p.Flow == nil || p.Flow.State != policy.StateNew {
+		return false, Result{Verdict: policy.VerdictAccept}, nil
+	}
+	f := policy.FamilyOf(p.Saddr)
+	w := walk{packet: &p, table: &t.tables[f], next: &t.tables[f], nat: true}
+	r, err := w.through("postrouting")
+	return r.Verdict == policy.VerdictMasquerade, r, err
+}
+
+// through walks the packet through the base chain at a hook, if there is one.
+func (w *walk) through(hook string) (Result, error) {
+	if w.packet.Flow != nil {
+		w.result.Mark = w.packet.Flow.Mark
 	}
 	base, err := w.table.base(hook)
 	if err != nil {
@@ -121,6 +142,9 @@ func (t *Tracer) RunDuring(hook string, p Packet, next *Tracer, at int) (Result,
 	if base == nil {
 		w.result.Verdict = policy.VerdictAccept
 		return w.result, nil
+	}
+	if base.Hook.NAT != w.nat {
+		return w.result, fmt.Errorf("table %s %s: chain %s at %s is of the other type: nat is %v", w.table.family, policy.TableName, base.Name, hook, base.Hook.NAT)
 	}
 	if err := w.run(base); err != nil {
 		return w.result, fmt.Errorf("table %s %s: %w", w.table.family, policy.TableName, err)
@@ -149,8 +173,10 @@ type walk struct {
 	next    *table
 	at      int
 	lookups int
-	stack   []position
-	result  Result
+	// nat says that the chains translate addresses, and so judge nothing.
+	nat    bool
+	stack  []position
+	result Result
 }
 
 type position struct {
@@ -166,10 +192,11 @@ func (w *walk) run(base *policy.Chain) error {
 		if err != nil {
 			return fmt.Errorf("chain %s, rule %d: %w", at.chain.Name, at.rule, err)
 		}
-		switch verdict.Kind {
-		case policy.VerdictAccept, policy.VerdictDrop, policy.VerdictReset, policy.VerdictProhibit:
+		if ends(verdict.Kind, w.nat) {
 			w.result.Verdict = verdict.Kind
 			return nil
+		}
+		switch verdict.Kind {
 		case policy.VerdictJump, policy.VerdictGoto:
 			if verdict.Kind == policy.VerdictJump {
 				if len(w.stack) >= stackSize {
@@ -198,6 +225,20 @@ func (w *walk) run(base *policy.Chain) error {
 		}
 	}
 	return fmt.Errorf("chain %s: a loop", at.chain.Name)
+}
+
+// ends tells whether a verdict is the last word, in a chain that translates addresses
+// or in one that does not.
+func ends(v policy.VerdictKind, nat bool) bool {
+	switch v {
+	case policy.VerdictAccept:
+		return true
+	case policy.VerdictDrop, policy.VerdictReset, policy.VerdictProhibit:
+		return !nat
+	case policy.VerdictMasquerade:
+		return nat
+	}
+	return false
 }
 
 // rules runs the rules of a chain from at on, until one has a verdict. The end
@@ -249,7 +290,7 @@ func (w *walk) match(m *policy.Match, step *Step) (bool, error) {
 	case policy.OpPrefix:
 		a, ok := w.packet.addr(m.Field)
 		return ok && m.Prefix.Contains(a), nil
-	case policy.OpIn, policy.OpVerdict:
+	case policy.OpIn, policy.OpNotIn, policy.OpVerdict:
 		return w.lookup(m, step)
 	}
 	if m.Field == policy.FieldIifname {
@@ -298,6 +339,9 @@ func (w *walk) lookup(m *policy.Match, step *Step) (bool, error) {
 	}
 	w.lookups++
 	e, ok := find(set, key)
+	if m.Op == policy.OpNotIn {
+		return !ok, nil
+	}
 	if !ok {
 		return false, nil
 	}

@@ -14,8 +14,8 @@ var (
 	server = netip.MustParseAddr("10.2.0.2")
 )
 
-// ruleset has these chains and sets in the table of IPv4. A chain named forward
-// is a base chain.
+// ruleset has these chains and sets in the table of IPv4. Chains named forward, input
+// and postrouting are base chains.
 func ruleset(sets []policy.Set, chains ...policy.Chain) *policy.Ruleset {
 	var r policy.Ruleset
 	for _, f := range policy.Families {
@@ -23,8 +23,11 @@ func ruleset(sets []policy.Set, chains ...policy.Chain) *policy.Ruleset {
 	}
 	r.Tables[policy.IPv4].Sets = sets
 	for _, c := range chains {
-		if c.Name == "forward" || c.Name == "input" {
+		switch c.Name {
+		case "forward", "input":
 			c.Hook = &policy.Hook{Name: c.Name, Priority: -5}
+		case "postrouting":
+			c.Hook = &policy.Hook{Name: c.Name, Priority: 110, NAT: true}
 		}
 		r.Tables[policy.IPv4].Chains = append(r.Tables[policy.IPv4].Chains, c)
 	}
@@ -202,6 +205,88 @@ func TestRunFails(t *testing.T) {
 				t.Error("Check finds nothing wrong with it")
 			}
 		})
+	}
+}
+
+// sources are masqueraded, unless they go to peers.
+func sources(v policy.Verdict, more ...policy.Match) *policy.Ruleset {
+	notPeers := policy.Match{Field: policy.FieldDaddr, Op: policy.OpNotIn, Name: "peers-v4"}
+	return ruleset([]policy.Set{addrs("peers-v4", netip.MustParseAddr("10.3.0.1")), {
+		Name: "pools-v4", Key: [2]policy.Type{policy.TypeAddr}, Interval: true,
+		Elements: []policy.Element{{Key: "\x0a\x01\x00\x00", To: "\x0a\x01\x00\xff"}, {Key: "\x0a\x01\x01\x00", To: "\x0a\x01\x01\xff"}},
+	}}, chain("postrouting", rule(v, append([]policy.Match{{Field: policy.FieldSaddr, Op: policy.OpIn, Name: "pools-v4"}, notPeers}, more...)...)))
+}
+
+var masquerade = verdict(policy.VerdictMasquerade)
+
+func TestMasqueraded(t *testing.T) {
+	packet := func(src, dst string, state uint32) trace.Packet {
+		p := opening()
+		p.Saddr, p.Daddr = netip.MustParseAddr(src), netip.MustParseAddr(dst)
+		p.Flow.OriginalSaddr, p.Flow.ReplySaddr, p.Flow.State = p.Saddr, p.Daddr, state
+		return p
+	}
+	stateless := opening()
+	stateless.Flow = nil
+	tests := []struct {
+		name   string
+		packet trace.Packet
+		want   bool
+	}{
+		{"from a block", packet("10.1.0.2", "10.2.0.2", policy.StateNew), true},
+		{"from the block that touches it", packet("10.1.1.0", "10.2.0.2", policy.StateNew), true},
+		{"from elsewhere", packet("10.1.2.0", "10.2.0.2", policy.StateNew), false},
+		{"to what is in the set", packet("10.1.0.2", "10.3.0.1", policy.StateNew), false},
+		{"the other family", packet("fd00::1", "fd00::2", policy.StateNew), false},
+		{"not the first of its flow", packet("10.1.0.2", "10.2.0.2", policy.StateEstablished), false},
+		{"an error about a flow", packet("10.1.0.2", "10.2.0.2", policy.StateRelated), false},
+		{"no flow", stateless, false},
+	}
+	for _, tt := range tests {
+		got, walk, err := trace.New(sources(masquerade)).Masqueraded(tt.packet)
+		if got != tt.want || err != nil {
+			t.Errorf("%s: %v, error %v\n%s", tt.name, got, err, walk)
+		}
+	}
+	if got, _, err := trace.New(ruleset(nil)).Masqueraded(opening()); got || err != nil {
+		t.Errorf("nothing translates: %v, error %v", got, err)
+	}
+	if err := trace.Check(sources(masquerade)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMasqueradedFails: as TestRunFails, where sources are translated.
+func TestMasqueradedFails(t *testing.T) {
+	twoChains := sources(masquerade)
+	twoChains.Tables[policy.IPv4].Chains = append(twoChains.Tables[policy.IPv4].Chains, policy.Chain{Name: "too", Hook: &policy.Hook{Name: "postrouting", NAT: true}})
+	filter := sources(masquerade)
+	filter.Tables[policy.IPv4].Chains[0].Hook.NAT = false
+	missing := sources(masquerade)
+	missing.Tables[policy.IPv4].Sets = missing.Tables[policy.IPv4].Sets[1:]
+	for name, tt := range map[string]struct {
+		ruleset *policy.Ruleset
+		want    string
+	}{
+		"it drops":     {sources(drop), "unknown verdict"},
+		"operation":    {sources(masquerade, policy.Match{Field: policy.FieldCtReplySaddr, Op: policy.OpNotIn, Name: "pools-v4"}), "unknown"},
+		"two chains":   {twoChains, "two base chains"},
+		"another type": {filter, "of the other type"},
+		"no set":       {missing, "does not exist"},
+	} {
+		got, walk, err := trace.New(tt.ruleset).Masqueraded(opening())
+		if got || err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: want an error with %q, got %v and %v, %s", name, tt.want, err, got, walk)
+		}
+		if err := trace.Check(tt.ruleset); err == nil {
+			t.Errorf("%s: Check finds nothing wrong with it", name)
+		}
+	}
+	if _, err := trace.Run(ruleset(nil, chain("forward", rule(masquerade))), "forward", opening()); err == nil {
+		t.Error("masquerades in forward, and no error")
+	}
+	if _, err := trace.Run(sources(masquerade), "postrouting", opening()); err == nil {
+		t.Error("judged where sources are translated, and no error")
 	}
 }
 

@@ -37,14 +37,22 @@ func (f family) entry(chain string, verdict int32) []byte {
 	return slices.Concat(e, target)
 }
 
-// plant makes the table filter as iptables-legacy would: its three chains, which
+// plant makes a table, filter or nat, as iptables-legacy would: its own chains, which
 // accept, and empty chains of a user.
-func (f family) plant(t *testing.T, chains ...string) {
+func (f family) plant(t *testing.T, table string, chains ...string) {
 	t.Helper()
 	const accept, back = -2, -5
 	rule := f.entry("", accept)
-	entries := append(append(append([]byte{}, rule...), rule...), rule...)
-	n := 3
+	hooks := map[string][]int{"filter": {hookIn, hookForward, hookOut}, "nat": {hookPre, hookIn, hookOut, hookPost}}[table]
+	var valid int
+	var begin [5]int // of each hook's chain
+	var entries []byte
+	for _, hook := range hooks {
+		valid |= 1 << hook
+		begin[hook] = len(entries)
+		entries = append(entries, rule...)
+	}
+	n := len(hooks)
 	for _, c := range chains {
 		entries = append(append(entries, f.entry(c, 0)...), f.entry("", back)...)
 		n += 2
@@ -57,16 +65,16 @@ func (f family) plant(t *testing.T, chains ...string) {
 	}
 	defer func() { _ = unix.Close(fd) }() // nothing was written
 	info := make([]byte, infoSize)
-	copy(info, "filter")
+	copy(info, table)
 	if err := getsockopt(fd, f.level, getInfo, info); err != nil { // makes the table
 		t.Fatalf("read the table: %v", err)
 	}
 	old := binary.NativeEndian.Uint32(info[infoSize-8:])
 	counters := make([]byte, 16*old)
 	replace := make([]byte, 96, 96+len(entries))
-	copy(replace, "filter")
-	words := []int{2 | 4 | 8, n, len(entries), 0, 0, len(rule), 2 * len(rule), 0, 0, 0, len(rule), 2 * len(rule), 0, int(old)}
-	for i, w := range words {
+	copy(replace, table)
+	// Each of the table's own chains ends where it begins, with its policy.
+	for i, w := range slices.Concat([]int{valid, n, len(entries)}, begin[:], begin[:], []int{int(old)}) {
 		binary.NativeEndian.PutUint32(replace[32+4*i:], uint32(w))
 	}
 	binary.NativeEndian.PutUint64(replace[88:], uint64(uintptr(unsafe.Pointer(&counters[0]))))
@@ -78,6 +86,15 @@ func (f family) plant(t *testing.T, chains ...string) {
 		t.Fatalf("replace a table of %d entries by %d, %d bytes: %v", old, n, len(entries), errno)
 	}
 }
+
+// The hooks (enum nf_inet_hooks in linux/netfilter.h).
+const (
+	hookPre = iota
+	hookIn
+	hookForward
+	hookOut
+	hookPost
+)
 
 // TestChains finds what was made, and makes nothing itself.
 func TestChains(t *testing.T) {
@@ -102,14 +119,20 @@ func TestChains(t *testing.T) {
 		}
 	}
 	v4, v6 := families()[0], families()[1]
-	v4.plant(t)
+	v4.plant(t, "filter")
 	expect("a table without chains", "[]")
-	v4.plant(t, "KUBE-ROUTER-FORWARD", "DOCKER-USER")
-	v6.plant(t, "cali-FORWARD", "DOCKER-USER")
+	v4.plant(t, "filter", "KUBE-ROUTER-FORWARD", "DOCKER-USER")
+	v6.plant(t, "filter", "cali-FORWARD", "DOCKER-USER")
 	expect("with chains", "[DOCKER-USER KUBE-ROUTER-FORWARD cali-FORWARD]")
 	if got, err := Chains("nat"); err != nil || len(got) > 0 {
 		t.Errorf("in another table: %v, %v", got, err)
 	}
+	v4.plant(t, "nat", "FLANNEL-POSTRTG", "KUBE-POSTROUTING")
+	v6.plant(t, "nat", "FLANNEL-POSTRTG", "CNI-0123456789abcdef01234567")
+	if got, err := Chains("nat"); err != nil || fmt.Sprint(got) != "[CNI-0123456789abcdef01234567 FLANNEL-POSTRTG KUBE-POSTROUTING]" {
+		t.Errorf("in nat: %v, %v", got, err)
+	}
+	expect("as before", "[DOCKER-USER KUBE-ROUTER-FORWARD cali-FORWARD]")
 }
 
 // TestGarbage reads what the kernel never says, and ends.
