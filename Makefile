@@ -16,6 +16,13 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(CURDIR)/.cache/golangci-lint-$(GOLANGCI_VERSION)
+CONTROLLER_GEN := $(GO) run sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
+
+# What `make generate` writes. Helm reads nothing outside of the chart, so that the CRD
+# is there twice.
+CRD := deploy/pools/selvage.dev_ippools.yaml
+CHART_CRD := deploy/chart/selvage/files/selvage.dev_ippools.yaml
+GENERATED := $(CRD) $(CHART_CRD) informer/api/v1alpha1/zz_generated.deepcopy.go informer/api/calico/zz_generated.deepcopy.go
 
 # Extra flags for every `go test`, e.g. GOTESTFLAGS=-v.
 GOTESTFLAGS ?=
@@ -58,6 +65,18 @@ test: deps ## run all tests but those that need a cluster
 test-race: deps ## run the product's tests under the race detector (needs a C compiler)
 	@.ci/install gcc:gcc
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m $(GOTESTFLAGS) ./...
+
+.PHONY: generate
+generate: ## write anew what is made of informer/api: deep copies and the CRD
+	$(CONTROLLER_GEN) object paths=./informer/api/...
+	$(CONTROLLER_GEN) crd paths=./informer/api/v1alpha1 output:crd:dir=$(dir $(CRD))
+	cp $(CRD) $(CHART_CRD)
+
+.PHONY: generated
+generated: ## fail if what `make generate` writes is not what is there
+	@before=$$(sha256sum $(GENERATED)); $(MAKE) --no-print-directory generate; \
+	if [[ $$(sha256sum $(GENERATED)) != "$$before" ]]; then \
+		echo "what is made of informer/api was stale, and has been written anew: commit it" >&2; exit 1; fi
 
 .PHONY: lint
 lint: $(GOLANGCI) ## check format, vet and golangci-lint in all modules
@@ -133,6 +152,11 @@ bench-policy: deps build ## measure the policy data plane beside its baselines
 bench-shaping: deps ## measure how well bandwidth is held and what it costs, beside the CNI's bandwidth plugin
 	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/bench-shaping ./cmd/bench-shaping
 	bin/bench-shaping
+
+.PHONY: bench-pools
+bench-pools: deps ## measure what IP pools cost, beside one plain rule that masquerades and beside flannel's
+	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/bench-pools ./cmd/bench-pools
+	bin/bench-pools
 
 .PHONY: clean
 clean: ## remove what was built

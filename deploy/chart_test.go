@@ -47,6 +47,11 @@ bandwidth:
   metricsPerPod: true
   netnsDirs: [/run/netns, /var/run/other/netns]
   podNamespaces: true
+pools:
+  crd: {enabled: false}
+  admission: {enabled: false}
+  noMasqueradeCIDRs: [192.168.0.0/16, "2001:db8::/32"]
+  serviceCIDRs: [10.96.0.0/12]
 resources: {requests: {cpu: 1, memory: 1Gi}, limits: {cpu: "2", memory: 2Gi}}
 priorityClassName: system-cluster-critical
 nodeSelector: {example.com/policy: "yes"}
@@ -101,6 +106,7 @@ func TestValues(t *testing.T) {
 		"--deny-action=reject", "--pod-to-node=policy", "--resync-interval=1h30m", "--shared-set-threshold=20000000",
 		"--bandwidth=true", "--netns-dir=/run/netns,/var/run/other/netns", "--take-over-bandwidth-plugin=true", "--metrics-per-pod=true",
 		"--default-ingress-bandwidth=1.5G", "--default-egress-bandwidth=500M", "--exclude-cidrs=10.244.0.0/16,fd00:10:244::/56",
+		"--no-masquerade-cidrs=192.168.0.0/16,2001:db8::/32", "--service-cidrs=10.96.0.0/12",
 		"--kubeconfig=/host/kubeconfig",
 	}
 	if diff := cmp.Diff(args, agent.Args); diff != "" {
@@ -257,6 +263,13 @@ func TestSchema(t *testing.T) {
 		{"bandwidth: {netnsDirs: [/]}", "at '/bandwidth/netnsDirs/0'"},
 		{"bandwidth: {netnsDirs: [\"/a,/b\"]}", "at '/bandwidth/netnsDirs/0'"},
 		{"bandwidth: {podNamespaces: SYS_ADMIN}", "at '/bandwidth/podNamespaces'"},
+		{"pools: {crd: {enabled: 1}}", "at '/pools/crd/enabled'"},
+		{"pools: {crd: {keep: true}}", "additional properties 'keep' not allowed"},
+		{"pools: {admission: false}", "at '/pools/admission'"},
+		{"pools: {noMasqueradeCIDRs: 10.0.0.0/8}", "at '/pools/noMasqueradeCIDRs': got string, want array"},
+		{"pools: {noMasqueradeCIDRs: [10.0.0.1]}", "at '/pools/noMasqueradeCIDRs/0'"},
+		{"pools: {serviceCIDRs: [10.96.0.0/33]}", "at '/pools/serviceCIDRs/0'"},
+		{"pools: {serviceCidrs: []}", "additional properties 'serviceCidrs' not allowed"},
 		{"updateStrategy: {maxUnavailable: 0}", "at '/updateStrategy/maxUnavailable'"},
 		{"updateStrategy: {maxSurge: 1}", "additional properties 'maxSurge' not allowed"},
 		{"resources: {limits: {memory: lots}}", "at '/resources/limits/memory'"},
@@ -272,15 +285,16 @@ func TestSchema(t *testing.T) {
 	}
 }
 
-// TestBandwidthValues has the program itself take what the schema lets through.
-func TestBandwidthValues(t *testing.T) {
+// TestAccepted has the program itself take what the schema lets through.
+func TestAccepted(t *testing.T) {
+	const blocks = `[0.0.0.0/0, 10.0.0.0/8, 192.0.2.1/32, "::/0", "fd00:10:244::/56", "2001:db8::1/128"]`
 	program := buildProgram(t)
 	for _, values := range []string{
-		"{}", "{enabled: false}", "{defaultIngress: 1k, defaultEgress: 999T}", "{defaultIngress: 9999G, defaultEgress: 1.125k}",
-		"{excludeCIDRs: [0.0.0.0/0, 10.0.0.0/8, 192.0.2.1/32, \"::/0\", \"fd00:10:244::/56\", \"2001:db8::1/128\"]}",
-		"{takeOverPlugin: true, metricsPerPod: true, netnsDirs: [/var/run/netns, /run/a-b_c.d/netns]}",
+		"{}", "bandwidth: {enabled: false}", "bandwidth: {defaultIngress: 1k, defaultEgress: 999T}", "bandwidth: {defaultIngress: 9999G, defaultEgress: 1.125k}",
+		"bandwidth: {excludeCIDRs: " + blocks + "}", "pools: {noMasqueradeCIDRs: " + blocks + ", serviceCIDRs: " + blocks + "}",
+		"bandwidth: {takeOverPlugin: true, metricsPerPod: true, netnsDirs: [/var/run/netns, /run/a-b_c.d/netns]}",
 	} {
-		args := daemonSet(t, mustHelm(t, "bandwidth: "+values), "selvage").Spec.Template.Spec.Containers[0].Args
+		args := daemonSet(t, mustHelm(t, values), "selvage").Spec.Template.Spec.Containers[0].Args
 		// The help comes after the flags were read, and none of them is tried.
 		if out, err := exec.Command(program, append(slices.Clone(args), "--help")...).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", values, err, out)

@@ -51,7 +51,7 @@ func TestDocumentsPaths(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		for _, m := range regexp.MustCompile(`--set(?:-string)? (image|agent|apiServer|bandwidth)\.(\w+)=`).FindAllStringSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile(`--set(?:-string)? (image|agent|apiServer|bandwidth|pools)\.(\w+)=`).FindAllStringSubmatch(text, -1) {
 			if _, err := helm(t, m[1]+": {"+m[2]+": x}"); err != nil && strings.Contains(err.Error(), "additional properties") {
 				t.Errorf("%s: %s.%s is no value of the chart", name, m[1], m[2])
 			}
@@ -141,6 +141,7 @@ func othersFlags() []string {
 	return []string{
 		"allocate-node-cidrs", "cluster-cidr", "runtime-config", // of Kubernetes
 		"disable-network-policy", "flannel-cni-conf", // of k3s
+		"ip-masq",                                                            // of flanneld
 		"run-router", "run-firewall", "use-nftables-for-netpol", "fail-open", // of other policy engines
 	}
 }

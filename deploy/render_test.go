@@ -17,9 +17,11 @@ import (
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer/json"
@@ -39,7 +41,9 @@ type objects map[string]runtime.Object
 func decode(t *testing.T, what string, manifests []byte) objects {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme, apiextensionsv1.AddToScheme, admissionv1.AddToScheme,
+	} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -114,16 +118,29 @@ func helm(t *testing.T, values string, files ...string) (objects, error) {
 	if err != nil {
 		return nil, err
 	}
+	return decodeChart(t, rendered), nil
+}
+
+// decodeChart reads all manifests of a chart that was rendered.
+func decodeChart(t *testing.T, rendered map[string]string) objects {
+	t.Helper()
 	var manifests []byte
 	for _, name := range slices.Sorted(maps.Keys(rendered)) {
 		if strings.HasSuffix(name, ".yaml") {
 			manifests = fmt.Appendf(manifests, "---\n%s\n", rendered[name])
 		}
 	}
-	return decode(t, "chart", manifests), nil
+	return decode(t, "chart", manifests)
 }
 
+// helmRaw returns what the files of the chart are rendered to.
 func helmRaw(t *testing.T, values string, files ...string) (map[string]string, error) {
+	t.Helper()
+	return helmOn(t, "v1.36.0", values, files...)
+}
+
+// helmOn renders the chart for an API server of some version.
+func helmOn(t *testing.T, server, values string, files ...string) (map[string]string, error) {
 	t.Helper()
 	c := loadChart(t)
 	all := map[string]any{}
@@ -140,7 +157,13 @@ func helmRaw(t *testing.T, values string, files ...string) (map[string]string, e
 	}
 	all = chartutil.CoalesceTables(v, all)
 	release := chartutil.ReleaseOptions{Name: "selvage", Namespace: "selvage-system", IsInstall: true, Revision: 1}
-	top, err := chartutil.ToRenderValues(c, all, release, chartutil.DefaultCapabilities)
+	version, err := chartutil.ParseKubeVersion(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	capabilities := chartutil.DefaultCapabilities.Copy()
+	capabilities.KubeVersion = *version
+	top, err := chartutil.ToRenderValues(c, all, release, capabilities)
 	if err != nil {
 		return nil, err
 	}
@@ -156,8 +179,8 @@ func mustHelm(t *testing.T, values string, files ...string) objects {
 	return o
 }
 
-// TestEqual compares the chart with kustomize, object by object. Only what Helm
-// notes about itself may differ.
+// TestEqual compares the chart with kustomize, object by object. Only what is for Helm
+// itself may differ.
 func TestEqual(t *testing.T) {
 	for dir, files := range map[string][]string{
 		"base":             nil,
@@ -167,6 +190,7 @@ func TestEqual(t *testing.T) {
 		"overlays/pod-namespaces": {"values-pod-namespaces.yaml"},
 	} {
 		want, got := kustomize(t, dir), mustHelm(t, "", files...)
+		maps.Copy(want, kustomize(t, "pools"))
 		for name, o := range got {
 			m, err := meta.Accessor(o)
 			if err != nil {
@@ -178,12 +202,13 @@ func TestEqual(t *testing.T) {
 			}
 			delete(labels, "app.kubernetes.io/managed-by")
 			delete(labels, "helm.sh/chart")
+			delete(m.GetAnnotations(), "helm.sh/resource-policy")
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s and the chart with %v differ (-kustomize +helm):\n%s", dir, files, diff)
 		}
-		if len(want) != 5 {
-			t.Errorf("%s: %d objects, want 5", dir, len(want))
+		if len(want) != 12 {
+			t.Errorf("%s: %d objects, want 12", dir, len(want))
 		}
 	}
 }

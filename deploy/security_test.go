@@ -209,7 +209,12 @@ func TestRBAC(t *testing.T) {
 		}
 		want := []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"pods", "namespaces", "nodes"}, Verbs: []string{"list", "watch"}},
-			{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list", "watch"}},
+			{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies", "servicecidrs"}, Verbs: []string{"list", "watch"}},
+			{APIGroups: []string{"selvage.dev", "crd.projectcalico.org"}, Resources: []string{"ippools"}, Verbs: []string{"list", "watch"}},
+			{
+				APIGroups: []string{"apiextensions.k8s.io"}, Resources: []string{"customresourcedefinitions"}, Verbs: []string{"list", "watch"},
+				ResourceNames: []string{"ippools.selvage.dev", "ippools.crd.projectcalico.org"},
+			},
 			{APIGroups: []string{"events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create"}},
 		}
 		if diff := cmp.Diff(want, role.Rules); diff != "" {

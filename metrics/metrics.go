@@ -4,7 +4,8 @@
 //
 // Names follow the Prometheus guide: base units, `_total` for counters. No
 // metric has a label with a policy or an address, nor, unless that is asked for,
-// with a pod, so that the number of series does not grow with the cluster.
+// with a pod, so that the number of series does not grow with the cluster. Of pools
+// a hundred have series of their own.
 package metrics
 
 import (
@@ -90,9 +91,12 @@ type Metrics struct {
 	engines      *prometheus.GaugeVec
 	conditions   *prometheus.GaugeVec
 	shaping      shapingMetrics
+	pools        *poolCollector
+	masquerade   *prometheus.GaugeVec
 
-	mu    sync.Mutex
-	known map[string]bool // the bridges that have a series
+	mu           sync.Mutex
+	known        map[string]bool // the bridges that have a series
+	masqueraders []Masquerader   // and others who masquerade
 }
 
 // New returns the instruments, registered in a registry of their own together
@@ -145,6 +149,10 @@ func New(version string) *Metrics {
 			Name: "selvage_conditions", Help: "Things that somebody should put right, by reason; the log and an Event on the Node say what to do.",
 		}, []string{"reason"}),
 		shaping: newShapingMetrics(),
+		pools:   newPoolCollector(),
+		masquerade: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "selvage_base_masquerade", Help: "1 if somebody else on this node, the base CNI mostly, masquerades what pods send.",
+		}, []string{"by", "family"}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "selvage_build_info", Help: "Always 1; the labels tell the build.",
@@ -156,7 +164,7 @@ func New(version string) *Metrics {
 	}
 	m.registry.MustRegister(m.programming, m.duration, m.batches, m.messages, m.errors, m.lastSync, m.inSync,
 		m.generation, m.generations, m.repaired, m.objects, m.invalid, m.manifests, m.connected,
-		m.bridges, m.bridgesUnmet, m.unseen, m.engines, m.conditions, build,
+		m.bridges, m.bridgesUnmet, m.unseen, m.engines, m.conditions, build, m.pools, m.masquerade,
 		m.shaping.shaped, m.shaping.invalid, m.shaping.unshaped, m.shaping.repaired, m.shaping.failed,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

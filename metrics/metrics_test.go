@@ -40,6 +40,12 @@ func scene() *Metrics {
 			BacklogBytes: 3028, LimitBytesPerSecond: 1_250_000,
 		}}, nil
 	}, false)
+	m.SetPools(Pools{
+		InForce: map[string]int{"selvage": 2, "calico": 0, "node": 0}, Problems: map[string]int{"overlap": 1, "nearly-full": 0},
+		Use: []PoolUse{{"web", "IPv4", 256, 250}, {"web", "IPv6", 1 << 64, 250}, {"db", "IPv4", 65536, 0}}, Outside: 4,
+	})
+	m.SetBaseMasquerade([]Masquerader{{"gone", "IPv4"}, {"flannel", "IPv4"}})
+	m.SetBaseMasquerade([]Masquerader{{"flannel", "IPv4"}, {"flannel", "IPv6"}})
 	m.Synced(Sync{Failed: ReasonUnknown, Duration: 3 * time.Millisecond, Batches: 1, Messages: 10})
 	m.Synced(Sync{Failed: ReasonRefused, Duration: 30 * time.Millisecond})
 	m.Synced(Sync{

@@ -40,7 +40,7 @@ func TestCluster(t *testing.T) {
 		e.describeKubeletProbes, e.describeServices, e.describeHostNetwork, e.describeAPIServer,
 		e.describeTermination, e.describeReuse, e.describeNamespaces, e.describeLongLived,
 		e.describePodStart, e.describeDNS, e.describeLatency, e.describeOutage, e.describeReboot,
-		e.describeAgents, e.describeBadInput, e.describeBandwidth, e.describeUninstall,
+		e.describeAgents, e.describeBadInput, e.describeBandwidth, e.describePools, e.describeUninstall,
 	} {
 		describe()
 	}

@@ -5,6 +5,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// The rules in CEL below are for API servers from 1.31 on. Those before do not know
+// isCIDR, and refuse the CRD; before 1.25 they know no rules, and take it without them.
+// To compare two values of type CIDR is beyond the budget that 1.31 has for a rule, which
+// is why blocks are compared as text.
+
 // IPPool is a range of addresses that pods have, and what applies to those pods.
 //
 // +kubebuilder:object:root=true
@@ -28,13 +33,18 @@ type IPPool struct {
 type IPPoolSpec struct {
 	// cidrs are the blocks of addresses of the pool, of either family, without bits
 	// of a host. Blocks of one pool must not overlap. They cannot be changed: pods
-	// would find themselves in another pool, or in none. To grow, make another pool.
+	// would find themselves in another pool, or in none, and the age of a pool could not
+	// tell which of two that overlap was there first. To grow, make another pool.
 	//
 	// +required
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self)",message="must be a block of addresses, as 10.244.0.0/16 or fd00:10:244::/56; IPv4 is to be written as such"
+	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || self == string(cidr(self).masked())",messageExpression="'must be without bits of a host, and in the short form: write %s'.format([string(cidr(self).masked())])"
+	// +kubebuilder:validation:XValidation:rule="!self.all(c, isCIDR(c)) || self.all(a, self.exists_one(b, cidr(a).containsIP(cidr(b).ip())))",messageExpression="self.filter(a, !self.exists_one(b, cidr(a).containsIP(cidr(b).ip())))[0] + ' holds another block of the pool: remove one of them'"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="cannot be changed: make another pool"
 	CIDRs []string `json:"cidrs"`
 
 	// natOutgoing has traffic from the pool to places outside of all pools, other
@@ -55,6 +65,8 @@ type IPPoolSpec struct {
 	// Without it they apply on all.
 	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn', 'Exists', 'DoesNotExist'])",message="operator must be In, NotIn, Exists or DoesNotExist"
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, (e.operator in ['In', 'NotIn']) == (has(e.values) && size(e.values) > 0))",message="In and NotIn need values, Exists and DoesNotExist must have none"
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 
 	// bandwidth is the default of each pod that has an address in the pool, unless
@@ -69,11 +81,13 @@ type Bandwidth struct {
 	// ingress is the traffic to the pod, in bits per second from 1k to 1P, as in 10M.
 	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('1k')) >= 0 && quantity(string(self)).compareTo(quantity('1P')) <= 0",message="must be bits per second from 1k to 1P, as 10M (10m would be a hundredth)"
 	Ingress *resource.Quantity `json:"ingress,omitempty"`
 
 	// egress is the traffic from the pod, in bits per second from 1k to 1P, as in 10M.
 	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('1k')) >= 0 && quantity(string(self)).compareTo(quantity('1P')) <= 0",message="must be bits per second from 1k to 1P, as 10M (10m would be a hundredth)"
 	Egress *resource.Quantity `json:"egress,omitempty"`
 }
 

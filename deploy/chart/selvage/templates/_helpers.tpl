@@ -31,3 +31,8 @@ httpGet:
   host: {{ if hasPrefix "[::1]" .Values.agent.httpAddress }}"::1"{{ else }}127.0.0.1{{ end }}
   port: http
 {{- end }}
+
+{{/* Whether the API server is of this version, or a later one. */}}
+{{- define "selvage.since" -}}
+{{- if semverCompare (printf ">=%s.0-0" .version) .root.Capabilities.KubeVersion.Version }}yes{{ end }}
+{{- end }}
