@@ -212,11 +212,10 @@ func (c *catalogue) standing(err *ManifestError) string {
 	if err.Reason == ReasonDuplicate {
 		return "the first definition"
 	}
-	kind, ok := kindNamed(err.Kind)
-	if !ok || err.Name == "" {
+	if err.id.name == "" {
 		return "the last good version of all that it may define"
 	}
-	switch held := c.held[identity{kind, err.Namespace, err.Name}]; {
+	switch held := c.held[err.id]; {
 	case held == nil:
 		return "nothing"
 	case held.good:

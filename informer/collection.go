@@ -15,6 +15,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/selvage-net/selvage/informer/api/calico"
+	"github.com/selvage-net/selvage/informer/api/v1alpha1"
 )
 
 const (
@@ -195,6 +198,15 @@ func withVersion(object apiObject, version string) apiObject {
 		c := *o
 		object = &c
 	case *networkingv1.NetworkPolicy:
+		c := *o
+		object = &c
+	case *networkingv1.ServiceCIDR:
+		c := *o
+		object = &c
+	case *v1alpha1.IPPool:
+		c := *o
+		object = &c
+	case *calico.IPPool:
 		c := *o
 		object = &c
 	}

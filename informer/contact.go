@@ -39,6 +39,8 @@ const (
 	// notYet is the state before the first watch.
 	notYet contactState = iota
 	reached
+	// absent is an answer, too: the source does not have the kind, nor need it.
+	absent
 	// away is no answer: an outage, which will end by itself.
 	away
 	// refused is an answer that is of no use: somebody has to do something.
@@ -55,7 +57,7 @@ func (c *contact) watching(kind Kind) {
 	defer c.mu.Unlock()
 	c.last = c.clock.Now()
 	if c.kinds[kind] != garbled {
-		c.well(kind)
+		c.well(kind, reached)
 	}
 }
 
@@ -66,21 +68,32 @@ func (c *contact) heard(kind Kind, all bool) {
 	defer c.mu.Unlock()
 	c.last = c.clock.Now()
 	if all && c.kinds[kind] == garbled {
-		c.well(kind)
+		c.well(kind, reached)
 	}
 }
 
+// without notes that the source does not have an optional kind.
+func (c *contact) without(kind Kind) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = c.clock.Now()
+	c.well(kind, absent)
+}
+
 // well notes that there is no trouble with a kind.
-func (c *contact) well(kind Kind) {
+func (c *contact) well(kind Kind, now contactState) {
 	before := c.kinds[kind]
-	c.kinds[kind] = reached
-	if before == reached {
+	c.kinds[kind] = now
+	if before.fine() {
 		return
 	}
 	c.observe.connected(kind, true)
 	c.observe.trouble(kind, nil)
 	c.back()
 }
+
+// fine tells whether there is nothing to wait for.
+func (s contactState) fine() bool { return s == reached || s == absent }
 
 // back notes the end of an outage, if there was one and it is over.
 func (c *contact) back() {
@@ -97,7 +110,7 @@ func (c *contact) failed(kind Kind, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before, trouble := c.kinds[kind], &Trouble{Kind: kind, Cause: causeOf(err), Err: err}
-	if before == reached || before == notYet {
+	if before.fine() || before == notYet {
 		c.observe.connected(kind, false)
 	}
 	c.observe.trouble(kind, trouble)
@@ -118,13 +131,13 @@ func (c *contact) failed(kind Kind, err error) {
 	c.back()
 }
 
-// connected tells whether all kinds are being watched, and when the source was
+// connected tells whether all kinds that there are are being watched, and when the source was
 // last heard of.
 func (c *contact) connected() (ok bool, last time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.kinds {
-		if s != reached {
+		if !s.fine() {
 			return false, c.last
 		}
 	}
@@ -140,6 +153,8 @@ type listener struct {
 	noStream bool
 	// pauses are those between tries.
 	pauses wait.Backoff
+	// known tells whether an error is for the caller to act on.
+	known func(error) bool
 }
 
 // pauses grow to between 5 and 10 seconds. A reflector's grow to between 30 and
@@ -156,6 +171,7 @@ func newListener(kind Kind, lw cache.ListerWatcher, c *contact) *listener {
 		contact:                  c,
 		noStream:                 watchlist.DoesClientNotSupportWatchListSemantics(lw),
 		pauses:                   pauses(),
+		known:                    routine,
 	}
 }
 
@@ -174,12 +190,12 @@ func (l *listener) Watch(o metav1.ListOptions) (watch.Interface, error) {
 }
 
 // ListWithContext implements cache.ListerWatcherWithContext. It tries again until
-// the source answers, see pauses.
+// the source answers, see pauses, or the caller knows better.
 func (l *listener) ListWithContext(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
 	err = l.persist(ctx, func() error {
 		list, err = l.ListerWatcherWithContext.ListWithContext(ctx, o)
 		return err
-	}, routine)
+	}, l.known)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +204,7 @@ func (l *listener) ListWithContext(ctx context.Context, o metav1.ListOptions) (l
 }
 
 // WatchWithContext implements cache.ListerWatcherWithContext. It tries again until
-// the source answers, see pauses.
+// the source answers, see pauses, or the caller knows better.
 func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (w watch.Interface, err error) {
 	err = l.persist(ctx, func() error {
 		w, err = l.ListerWatcherWithContext.WatchWithContext(ctx, o)
@@ -196,7 +212,7 @@ func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (
 	}, func(err error) bool {
 		// A server that does not know how to stream says that the request is
 		// invalid; it is asked for a list then.
-		return routine(err) || o.SendInitialEvents != nil && (apierrors.IsInvalid(err) || apierrors.IsBadRequest(err))
+		return l.known(err) || o.SendInitialEvents != nil && (apierrors.IsInvalid(err) || apierrors.IsBadRequest(err))
 	})
 	if err != nil {
 		return nil, err
@@ -211,8 +227,8 @@ func (l *listener) WatchWithContext(ctx context.Context, o metav1.ListOptions) (
 	}), nil
 }
 
-// persist calls ask until it succeeds, ctx ends, or the reflector knows better
-// what to do about the error.
+// persist calls ask until it succeeds, ctx ends, or the caller knows better what to
+// do about the error.
 func (l *listener) persist(ctx context.Context, ask func() error, known func(error) bool) error {
 	pauses := l.pauses
 	for {
@@ -221,11 +237,19 @@ func (l *listener) persist(ctx context.Context, ask func() error, known func(err
 			return err
 		}
 		l.contact.failed(l.kind, err)
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, pauses.Step()) {
 			return err
-		case <-time.After(pauses.Step()):
 		}
+	}
+}
+
+// sleep returns false if ctx is done before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 

@@ -3,11 +3,14 @@ package informer
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/selvage-net/selvage/informer/api/calico"
+	"github.com/selvage-net/selvage/informer/api/v1alpha1"
 	"github.com/selvage-net/selvage/policy"
 	"github.com/selvage-net/selvage/shaping"
 )
@@ -18,7 +21,7 @@ func PodFrom(p *corev1.Pod) *policy.Pod { return (*interner)(nil).pod(p) }
 // NamespaceFrom returns what policy needs to know of a namespace.
 func NamespaceFrom(n *corev1.Namespace) *policy.Namespace { return (*interner)(nil).namespace(n) }
 
-// NodeFrom returns what policy needs to know of a node.
+// NodeFrom returns what policy needs to know of a node, with its labels.
 func NodeFrom(n *corev1.Node) *policy.Node { return (*interner)(nil).node(n) }
 
 // NetworkPolicyFrom returns a copy of np that has no metadata but its identity.
@@ -41,7 +44,13 @@ func (in *interner) trim(object any) (any, error) {
 		return in.node(o), nil
 	case *networkingv1.NetworkPolicy:
 		return in.networkPolicy(o), nil
-	case *policy.Pod, *policy.Namespace, *policy.Node:
+	case *v1alpha1.IPPool:
+		return in.pool(o), nil
+	case *calico.IPPool:
+		return in.calicoPool(o), nil
+	case *networkingv1.ServiceCIDR:
+		return in.services(o), nil
+	case *policy.Pod, *policy.Namespace, *policy.Node, *policy.Pool, *policy.ServiceCIDR:
 		return o, nil
 	}
 	return nil, fmt.Errorf("an object of type %T was not asked for", object)
@@ -71,13 +80,14 @@ func (in *interner) pod(p *corev1.Pod) *policy.Pod {
 	}
 }
 
-// created returns 0 for a pod that does not say: the zero time is far before
-// 1970.
-func created(p *corev1.Pod) int64 {
-	if p.CreationTimestamp.IsZero() {
+// created returns when an object was made in Unix seconds, and 0 for one that does not
+// say: the zero time is far before 1970.
+func created(o metav1.Object) int64 {
+	at := o.GetCreationTimestamp()
+	if at.IsZero() {
 		return 0
 	}
-	return p.CreationTimestamp.Unix()
+	return at.Unix()
 }
 
 // annotationsOf returns the annotations that the agent acts on. Most objects have
@@ -191,15 +201,29 @@ func (in *interner) node(n *corev1.Node) *policy.Node {
 	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
 		cidrs = []string{n.Spec.PodCIDR}
 	}
-	node := &policy.Node{Meta: in.meta(n)}
+	node := &policy.Node{Meta: in.meta(n), PodCIDRs: prefixes(cidrs), Addrs: nodeAddrs(&n.Status), Created: created(n)}
 	// The names of nodes are what pods refer to.
 	node.Name = in.string(node.Name)
-	for _, s := range cidrs {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			node.PodCIDRs = append(node.PodCIDRs, p.Masked())
-		}
+	if in == nil || n.Name == in.self {
+		node.Labels = in.labelsOf(n.Labels)
 	}
 	return node
+}
+
+// nodeAddrs returns the addresses by which a node is reached from within and from
+// outside of the cluster.
+func nodeAddrs(s *corev1.NodeStatus) []netip.Addr {
+	var addrs []netip.Addr
+	for _, a := range s.Addresses {
+		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
+			continue
+		}
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			addrs = append(addrs, ip.Unmap().WithZone(""))
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs)
 }
 
 func (in *interner) networkPolicy(np *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {

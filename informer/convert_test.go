@@ -105,15 +105,74 @@ func TestPodFrom(t *testing.T) {
 }
 
 func TestNodeFrom(t *testing.T) {
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", CreationTimestamp: metav1.NewTime(time.Unix(1234, 0)), Labels: map[string]string{"zone": "a"}}}
 	n.Spec.PodCIDRs = []string{"10.1.0.7/24", "fd00:1::/64", "nonsense"}
-	want := "[10.1.0.0/24 fd00:1::/64]"
-	if got := fmt.Sprint(NodeFrom(n).PodCIDRs); got != want {
-		t.Errorf("pod CIDRs = %s, want %s", got, want)
+	n.Status.Addresses = []corev1.NodeAddress{
+		{Type: corev1.NodeHostName, Address: "10.9.9.9"}, {Type: corev1.NodeInternalDNS, Address: "10.8.8.8"},
+		{Type: corev1.NodeInternalIP, Address: "fe80::1%eth0"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.7"},
+		{Type: corev1.NodeExternalIP, Address: "198.51.100.7"}, {Type: corev1.NodeExternalIP, Address: "::ffff:192.0.2.7"},
+		{Type: corev1.NodeExternalIP, Address: "node.example.com"},
+	}
+	got := NodeFrom(n)
+	if text, want := fmt.Sprint(got.PodCIDRs, got.Addrs, got.Labels, got.Created), "[10.1.0.0/24 fd00:1::/64] [192.0.2.7 198.51.100.7 fe80::1] [{zone a}] 1234"; text != want {
+		t.Errorf("node = %s, want %s", text, want)
 	}
 	n.Spec.PodCIDR, n.Spec.PodCIDRs = "10.2.0.0/24", nil
 	if got := fmt.Sprint(NodeFrom(n).PodCIDRs); got != "[10.2.0.0/24]" {
 		t.Errorf("pod CIDRs = %s", got)
+	}
+	for _, in := range []*interner{{}, {self: "n2"}} {
+		if got := in.node(n); got.Labels != nil {
+			t.Errorf("labels of another node than %q: %v", in.self, got.Labels)
+		}
+	}
+	if got := (&interner{self: "n1"}).node(n); got.Labels.Get("zone") != "a" {
+		t.Errorf("labels of the node itself: %v", got.Labels)
+	}
+}
+
+// TestNodeUnchanged: of what a kubelet tells again and again nothing counts, and all
+// that is kept does.
+func TestNodeUnchanged(t *testing.T) {
+	base := func() *corev1.Node {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"zone": "a"}}}
+		n.Spec.PodCIDRs = []string{"10.1.0.0/24"}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
+		return n
+	}
+	for name, change := range map[string]func(*corev1.Node){
+		"uid":       func(n *corev1.Node) { n.UID = "other" },
+		"created":   func(n *corev1.Node) { n.CreationTimestamp = metav1.NewTime(time.Unix(7, 0)) },
+		"labels":    func(n *corev1.Node) { n.Labels["zone"] = "b" },
+		"pod CIDRs": func(n *corev1.Node) { n.Spec.PodCIDRs = nil },
+		"addresses": func(n *corev1.Node) { n.Status.Addresses[0].Address = "192.0.2.8" },
+	} {
+		changed := base()
+		change(changed)
+		if unchanged(NodeFrom(base()), NodeFrom(changed)) {
+			t.Errorf("a change of %s is none", name)
+		}
+	}
+	beat := base()
+	beat.ResourceVersion = "8"
+	beat.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady}}
+	if !unchanged(NodeFrom(base()), NodeFrom(beat)) {
+		t.Error("a heartbeat is a change")
+	}
+}
+
+// BenchmarkHeartbeat is what a change of a node costs that changes nothing.
+func BenchmarkHeartbeat(b *testing.B) {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"zone": "a"}}}
+	n.Spec.PodCIDRs = []string{"10.1.0.0/24", "fd00:1::/64"}
+	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}, {Type: corev1.NodeHostName, Address: "n1"}}
+	in := &interner{self: "n2"}
+	before := in.node(n)
+	b.ReportAllocs()
+	for b.Loop() {
+		if !unchanged(before, in.node(n)) {
+			b.Fatal("changed")
+		}
 	}
 }
 
@@ -178,6 +237,15 @@ func TestTrimTwice(t *testing.T) {
 		a, err := meta.Accessor(once)
 		if err != nil || a.GetName() != o.(metav1.Object).GetName() {
 			t.Errorf("client-go cannot read %T: %v", once, err)
+		}
+	}
+	for _, o := range []any{apiPool("p", "10.1.0.0/16"), apiCalicoPool("p", "10.1.0.0/16"), apiServices("s", "10.96.0.0/12")} {
+		once, err := in.trim(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if twice, err := in.trim(once); err != nil || twice != once {
+			t.Errorf("%T became %v, %v", o, twice, err)
 		}
 	}
 	if _, err := in.trim(&corev1.Service{}); err == nil {

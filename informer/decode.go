@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -22,6 +23,8 @@ import (
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
+	"github.com/selvage-net/selvage/informer/api/calico"
+	"github.com/selvage-net/selvage/informer/api/v1alpha1"
 	"github.com/selvage-net/selvage/policy"
 )
 
@@ -59,6 +62,15 @@ type ManifestError struct {
 	Field  string
 	Reason Reason
 	Err    error
+
+	// id is what identifies the object; its name is empty if that is not known.
+	id identity
+}
+
+// about has an error speak of an object.
+func (e *ManifestError) about(id identity) *ManifestError {
+	e.Kind, e.Namespace, e.Name, e.id = kindInfo[id.kind].kind, id.namespace, id.name, id
+	return e
 }
 
 // Object returns what is known of the object, for example
@@ -94,8 +106,8 @@ func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 // Decode returns the objects of ours in data, which is YAML of any number of
 // documents, or a stream of JSON values if name ends in .json. Objects of
 // other kinds are left out. Lists are taken apart. Decoding is strict: an
-// object with an unknown field is an error and not among the objects. A
-// NetworkPolicy that is well-formed but invalid is both: an error, and one of
+// object with an unknown field is an error and not among the objects, unless it
+// is Calico's, of which we know few. A NetworkPolicy that is well-formed but invalid is both: an error, and one of
 // the objects, because the pods that it selects must be isolated even so.
 //
 // Every error is a *ManifestError that speaks of name as the file.
@@ -233,9 +245,14 @@ func decodeObject(at where, raw []byte, def metav1.TypeMeta) []item {
 	if element, ok := strings.CutSuffix(head.Kind, "List"); ok {
 		return decodeList(at, raw, head.TypeMeta, element)
 	}
-	kind, ok := kindNamed(head.Kind)
+	kind, ok := kindOf(head.TypeMeta)
 	if !ok {
-		return nil
+		if head.APIVersion != "" || len(kindsNamed(head.Kind)) == 0 {
+			return nil
+		}
+		err := at.errorf(ReasonKind, "not a Kubernetes object: apiVersion is missing")
+		err.Kind, err.Name = head.Kind, head.Metadata.Name
+		return []item{{at: at, err: err}}
 	}
 	info := kindInfo[kind]
 	id := identity{kind, head.Metadata.Namespace, head.Metadata.Name}
@@ -244,29 +261,39 @@ func decodeObject(at where, raw []byte, def metav1.TypeMeta) []item {
 	} else if id.namespace == "" {
 		id.namespace = metav1.NamespaceDefault
 	}
-	fail := func(err *ManifestError) []item {
-		err.Kind, err.Namespace, err.Name = info.kind, id.namespace, id.name
-		return []item{{id: id, at: at, err: err}}
-	}
-	if head.APIVersion != info.apiVersion {
-		return fail(at.errorf(ReasonKind, "apiVersion %q is not known for this kind, only %s", head.APIVersion, info.apiVersion))
+	fail := func(err *ManifestError) []item { return []item{{id: id, at: at, err: err.about(id)}} }
+	if !slices.Contains(info.apiVersions, head.APIVersion) {
+		return fail(at.errorf(ReasonKind, "apiVersion %q is not known for this kind, only %s", head.APIVersion, accepted(info.kind)))
 	}
 	object := info.object()
-	if err := unmarshalStrict(at, raw, object); err != nil {
+	unmarshal := unmarshalStrict
+	if kind == CalicoPools {
+		unmarshal = unmarshalKnown
+	}
+	if err := unmarshal(at, raw, object); err != nil {
 		return fail(err)
 	}
 	it := complete(at, id, object)
 	return []item{it}
 }
 
+// accepted names the apiVersions that objects of a kind may have.
+func accepted(kind string) string {
+	var all []string
+	for _, k := range kindsNamed(kind) {
+		all = append(all, kindInfo[k].apiVersions...)
+	}
+	return strings.Join(all, ", ")
+}
+
 // decodeList decodes the items of a list of any kind or of one kind.
 func decodeList(at where, raw []byte, meta metav1.TypeMeta, element string) []item {
 	var def metav1.TypeMeta
 	if element != "" {
-		if _, ok := kindNamed(element); !ok {
+		def = metav1.TypeMeta{Kind: element, APIVersion: meta.APIVersion}
+		if _, ok := kindOf(def); !ok {
 			return nil
 		}
-		def = metav1.TypeMeta{Kind: element, APIVersion: meta.APIVersion}
 	}
 	var list struct {
 		metav1.TypeMeta `json:",inline"`
@@ -293,13 +320,7 @@ func decodeList(at where, raw []byte, meta metav1.TypeMeta, element string) []it
 func unmarshalStrict(at where, raw []byte, into any) *ManifestError {
 	strict, err := kjson.UnmarshalStrict(raw, into)
 	if err != nil {
-		e := at.errorf(ReasonField, "%w", err)
-		var wrong *json.UnmarshalTypeError
-		if errors.As(err, &wrong) {
-			e.Field = wrong.Field
-			e.Err = fmt.Errorf("%s: %s where %s is wanted", wrong.Field, wrong.Value, jsonType(wrong.Type))
-		}
-		return e
+		return fieldError(at, err)
 	}
 	if len(strict) == 0 {
 		return nil
@@ -315,6 +336,26 @@ func unmarshalStrict(at where, raw []byte, into any) *ManifestError {
 	}
 	e.Field = strings.Join(fields, ", ")
 	e.Err = errors.New(strings.Join(texts, ", "))
+	return e
+}
+
+// unmarshalKnown passes over fields that are not known. There are many of them in
+// Calico's objects, of which we have but a few.
+func unmarshalKnown(at where, raw []byte, into any) *ManifestError {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, into); err != nil {
+		return fieldError(at, err)
+	}
+	return nil
+}
+
+// fieldError is the error of a field of the wrong type.
+func fieldError(at where, err error) *ManifestError {
+	e := at.errorf(ReasonField, "%w", err)
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) {
+		e.Field = wrong.Field
+		e.Err = fmt.Errorf("%s: %s where %s is wanted", wrong.Field, wrong.Value, jsonType(wrong.Type))
+	}
 	return e
 }
 
@@ -343,7 +384,7 @@ func complete(at where, id identity, object apiObject) item {
 	}
 	if object.GetUID() == "" {
 		object.SetUID(types.UID(uuid.NewSHA1(uuid.NameSpaceURL,
-			[]byte(info.apiVersion+"/"+info.resource+"/"+id.namespace+"/"+id.name)).String()))
+			[]byte(info.apiVersions[0]+"/"+info.resource+"/"+id.namespace+"/"+id.name)).String()))
 	}
 	if id.kind == Namespaces {
 		labels := object.GetLabels()
@@ -358,10 +399,10 @@ func complete(at where, id identity, object apiObject) item {
 	if len(identityErrs)+len(errs) == 0 {
 		return item{id: id, at: at, object: object}
 	}
-	e := invalid(at, append(identityErrs, errs...))
-	e.Kind, e.Namespace, e.Name = info.kind, id.namespace, id.name
+	e := invalid(at, append(identityErrs, errs...)).about(id)
 	if len(identityErrs) > 0 {
 		// An object whose name is no name has no identity either.
+		e.id = identity{}
 		return item{at: at, err: e}
 	}
 	if id.kind == NetworkPolicies {
@@ -371,12 +412,11 @@ func complete(at where, id identity, object apiObject) item {
 }
 
 func invalid(at where, errs field.ErrorList) *ManifestError {
-	var fields, texts []string
+	var fields []string
 	for _, err := range errs {
 		fields = append(fields, err.Field)
-		texts = append(texts, err.Error())
 	}
-	e := at.errorf(ReasonInvalid, "%s", strings.Join(texts, ", "))
+	e := at.errorf(ReasonInvalid, "%w", wrong(errs))
 	e.Field = strings.Join(fields, ", ")
 	return e
 }
@@ -397,6 +437,12 @@ func validate(id identity, object apiObject) (identityErrs, errs field.ErrorList
 	switch o := object.(type) {
 	case *networkingv1.NetworkPolicy:
 		errs = append(errs, policy.Validate(o)...)
+	case *v1alpha1.IPPool:
+		errs = append(errs, validatePool(o)...)
+	case *calico.IPPool:
+		errs = append(errs, validateCalicoPool(o)...)
+	case *networkingv1.ServiceCIDR:
+		errs = append(errs, validateServices(o)...)
 	case *corev1.Pod:
 		path := field.NewPath("status")
 		errs = append(errs, validateAddr(path.Child("podIP"), o.Status.PodIP)...)

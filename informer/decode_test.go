@@ -11,6 +11,9 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/selvage-net/selvage/informer/api/calico"
+	"github.com/selvage-net/selvage/informer/api/v1alpha1"
 )
 
 // names renders objects as "Kind namespace/name".
@@ -34,6 +37,12 @@ func typeName(o runtime.Object) string {
 		return "Node"
 	case *networkingv1.NetworkPolicy:
 		return "NetworkPolicy"
+	case *v1alpha1.IPPool:
+		return "IPPool"
+	case *calico.IPPool:
+		return "CalicoPool"
+	case *networkingv1.ServiceCIDR:
+		return "ServiceCIDR"
 	}
 	return "?"
 }

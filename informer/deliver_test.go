@@ -194,16 +194,14 @@ func TestDeliverRetries(t *testing.T) {
 		RetryBackoff:   wait.Backoff{Duration: time.Second, Factor: 2, Steps: 10, Cap: 3 * time.Second},
 		ResyncInterval: -1,
 	})
-	r.pending.add(Pods, pod("a", "1"), false)
 	c := r.expect()
-	// The first call takes whatever is there.
 	if !c.Initial {
 		t.Errorf("the first batch is not the initial one: %s", text(c.Batch))
 	}
 	c.answer <- errors.New("no buffer space")
-	for _, pause := range []time.Duration{time.Second, 2 * time.Second, 3 * time.Second, 3 * time.Second} {
+	for n, pause := range []time.Duration{time.Second, 2 * time.Second, 3 * time.Second, 3 * time.Second} {
 		r.quiet()
-		r.pending.add(Pods, pod("b", "2"), false)
+		r.pending.add(Pods, pod(fmt.Sprint("p", n), "1"), false)
 		r.quiet() // A change does not cut the pause short.
 		r.clock.Step(pause - time.Nanosecond)
 		r.quiet()

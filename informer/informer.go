@@ -33,6 +33,8 @@ const stillWaiting = 10 * time.Second
 // Options are the options of an Informer. Only Source is needed.
 type Options struct {
 	Source Source
+	// Node is the name of the node whose labels are kept; those of others are not.
+	Node string
 	// Logger gets what goes wrong, once; nil discards.
 	Logger *slog.Logger
 	// Clock is the real one if nil.
@@ -59,6 +61,7 @@ type Sink func(ctx context.Context, b Batch) error
 // Informer follows the objects of a source and feeds them to a Sink.
 type Informer struct {
 	o       Options
+	pace    pace
 	contact *contact
 	pending *pending
 }
@@ -82,13 +85,14 @@ func New(o Options) *Informer {
 	}
 	return &Informer{
 		o:       o,
+		pace:    defaultPace(),
 		contact: &contact{logger: o.Logger, clock: o.Clock, observe: o.Observe},
 		pending: newPending(o.Clock),
 	}
 }
 
-// Connected tells whether the source answers: every kind is being watched.
-// While it does not, what is known stays in force. It may be called at any time.
+// Connected tells whether the source answers: every kind that there is is being
+// watched. While it does not, what is known stays in force. It may be called at any time.
 func (i *Informer) Connected() bool {
 	ok, _ := i.contact.connected()
 	return ok
@@ -136,11 +140,11 @@ func (i *Informer) Run(ctx context.Context, sink Sink) error {
 
 // start starts an informer for each kind.
 func (i *Informer) start(ctx context.Context, wg *sync.WaitGroup) (map[Kind]cache.DoneChecker, error) {
-	shared := &interner{}
+	shared := &interner{self: i.o.Node}
 	synced := map[Kind]cache.DoneChecker{}
 	for _, kind := range Kinds {
 		inf := cache.NewSharedIndexInformerWithOptions(
-			newListener(kind, i.o.Source.ListerWatcher(kind), i.contact),
+			i.listerWatcher(kind),
 			kindInfo[kind].object(),
 			cache.SharedIndexInformerOptions{ObjectDescription: kind.String()},
 		)
@@ -160,6 +164,16 @@ func (i *Informer) start(ctx context.Context, wg *sync.WaitGroup) (map[Kind]cach
 		wg.Go(func() { inf.RunWithContext(ctx) })
 	}
 	return synced, nil
+}
+
+// listerWatcher returns what a reflector asks for the objects of a kind.
+func (i *Informer) listerWatcher(kind Kind) cache.ListerWatcher {
+	lw := i.o.Source.ListerWatcher(kind)
+	l := newListener(kind, lw, i.contact)
+	if !kindInfo[kind].optional {
+		return l
+	}
+	return newOptional(l, definitionOf(lw), i.pace)
 }
 
 // wait waits until all objects that there were at the start have come. It

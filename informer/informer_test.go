@@ -48,7 +48,11 @@ func line(o policy.Object) (key, value string) {
 	case *policy.Namespace:
 		return "Namespace " + o.Name, fmt.Sprint(o.Labels)
 	case *policy.Node:
-		return "Node " + o.Name, fmt.Sprint(o.PodCIDRs)
+		return "Node " + o.Name, fmt.Sprint(o.PodCIDRs, o.Addrs, o.Labels)
+	case *policy.Pool:
+		return "IPPool " + o.Origin.String() + "/" + o.Name, fmt.Sprint(o.CIDRs, o.NATOutgoing, o.Err)
+	case *policy.ServiceCIDR:
+		return "ServiceCIDR " + o.Name, fmt.Sprint(o.CIDRs)
 	case *networkingv1.NetworkPolicy:
 		return "NetworkPolicy " + o.Namespace + "/" + o.Name, fmt.Sprint(o.Spec.PodSelector.MatchLabels, len(o.Spec.Ingress), o.Spec.PolicyTypes)
 	}
@@ -139,8 +143,14 @@ func (s *sinkLog) lacks(key string) {
 // batch.
 func run(t *testing.T, o Options) (*Informer, *sinkLog) {
 	t.Helper()
-	s := newSink(t)
 	inf := New(o)
+	return inf, start(t, inf)
+}
+
+// start is run for an Informer that there is already.
+func start(t *testing.T, inf *Informer) *sinkLog {
+	t.Helper()
+	s := newSink(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- inf.Run(ctx, s.sink) }()
@@ -151,7 +161,7 @@ func run(t *testing.T, o Options) (*Informer, *sinkLog) {
 		}
 	})
 	eventually(t, "the initial batch came", func() bool { return s.calls() > 0 })
-	return inf, s
+	return s
 }
 
 func apiPod(name, addr string, labels ...string) *corev1.Pod {
@@ -230,6 +240,14 @@ func TestKubernetes(t *testing.T) {
 	}
 }
 
+// accepts returns what a client is to accept: CRs have no protobuf.
+func accepts(path string) string {
+	if strings.HasSuffix(path, "/ippools") {
+		return asJSON
+	}
+	return protobuf + "," + asJSON
+}
+
 // checkRequests looks at what the client asked for.
 func checkRequests(t *testing.T, server *apiServer, noStream bool) {
 	t.Helper()
@@ -238,8 +256,8 @@ func checkRequests(t *testing.T, server *apiServer, noStream bool) {
 		if r.userAgent != "selvage" {
 			t.Errorf("user agent = %q", r.userAgent)
 		}
-		if !strings.HasPrefix(r.accept, protobuf) || !strings.Contains(r.accept, asJSON) {
-			t.Errorf("accept = %q, want protobuf first and JSON as well", r.accept)
+		if want := accepts(r.path); r.accept != want {
+			t.Errorf("%s: accept = %q, want %q", r.path, r.accept, want)
 		}
 		if strings.HasSuffix(r.path, "/pods") && r.query.Get("fieldSelector") != "status.phase!=Succeeded,status.phase!=Failed" {
 			t.Errorf("field selector of pods = %q", r.query.Get("fieldSelector"))
@@ -254,11 +272,11 @@ func checkRequests(t *testing.T, server *apiServer, noStream bool) {
 			t.Errorf("a watch without bookmarks: %s?%s", r.path, r.query.Encode())
 		}
 	}
-	if len(streams) != len(Kinds) {
-		t.Errorf("streams asked for: %v, want all kinds", streams)
-	}
-	if want := map[bool]int{true: len(Kinds)}[noStream]; len(lists) != want {
-		t.Errorf("lists asked for: %v, want %d", lists, want)
+	for _, kind := range Kinds {
+		optional := kindInfo[kind].optional
+		if path := pathOf(kind); streams[path] == optional || lists[path] != (optional || noStream) {
+			t.Errorf("%s: stream %t, list %t", kind, streams[path], lists[path])
+		}
 	}
 }
 
@@ -351,7 +369,7 @@ type silent struct{}
 func (silent) Run(context.Context) error { return nil }
 
 func (silent) ListerWatcher(kind Kind) cache.ListerWatcher {
-	if kind == Nodes || kind == Namespaces {
+	if kind != Pods && kind != NetworkPolicies {
 		return newCollection(kind)
 	}
 	return &cache.ListWatch{

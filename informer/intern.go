@@ -18,6 +18,9 @@ const internLimit = 8192
 // next equal value is stored once more. A nil interner shares nothing. It may
 // be used by several goroutines.
 type interner struct {
+	// self is the node whose labels are kept.
+	self string
+
 	mu        sync.Mutex
 	strings   table[string]
 	labels    table[policy.Labels]

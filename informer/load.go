@@ -7,6 +7,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/selvage-net/selvage/informer/api/calico"
+	"github.com/selvage-net/selvage/informer/api/v1alpha1"
 	"github.com/selvage-net/selvage/policy"
 )
 
@@ -61,15 +63,19 @@ func add(s policy.Snapshot, object runtime.Object) policy.Snapshot {
 		s.Nodes = append(s.Nodes, NodeFrom(o))
 	case *networkingv1.NetworkPolicy:
 		s.Policies = append(s.Policies, NetworkPolicyFrom(o))
+	case *v1alpha1.IPPool:
+		s.Pools = append(s.Pools, PoolFrom(o))
+	case *calico.IPPool:
+		s.Pools = append(s.Pools, CalicoPoolFrom(o))
+	case *networkingv1.ServiceCIDR:
+		s.Services = append(s.Services, ServiceCIDRFrom(o))
 	}
 	return s
 }
 
 // duplicate is the error of an item whose object is defined at first already.
 func duplicate(it item, first where) *ManifestError {
-	info := kindInfo[it.id.kind]
 	e := it.at.errorf(ReasonDuplicate, "is already defined in %s, document %d (line %d), which stays in force",
 		first.file, first.document, first.line)
-	e.Kind, e.Namespace, e.Name = info.kind, it.id.namespace, it.id.name
-	return e
+	return e.about(it.id)
 }

@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/selvage-net/selvage/informer/api/v1alpha1"
 )
 
 // TestMemory: a cluster of 15,000 pods must leave most of 64 MiB to the rest of
@@ -36,6 +38,44 @@ func TestMemory(t *testing.T) {
 	if each > most {
 		t.Errorf("a pod costs %d bytes, want at most %d", each, most)
 	}
+}
+
+// TestMemoryOfPools: so must a thousand pools.
+func TestMemoryOfPools(t *testing.T) {
+	const pools, most = 1000, 2048
+	server := newAPIServer(t, protobuf)
+	for n := range pools {
+		server.put(realisticPool(n))
+	}
+	source, err := Kubernetes(server.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := heap()
+	_, sink := run(t, Options{Source: source})
+	if len(sink.initial) != pools {
+		t.Fatalf("%d objects, want %d", len(sink.initial), pools)
+	}
+	sink.mu.Lock()
+	sink.initial, sink.state = nil, nil
+	sink.mu.Unlock()
+	each := (int64(heap()) - int64(before)) / pools
+	t.Logf("%d bytes per pool", each)
+	if each > most {
+		t.Errorf("a pool costs %d bytes, want at most %d", each, most)
+	}
+}
+
+// realisticPool is one of a rack, with all that kubectl leaves behind.
+func realisticPool(n int) *v1alpha1.IPPool {
+	p := apiPool(fmt.Sprintf("rack-%d", n), fmt.Sprintf("10.%d.%d.0/24", n>>8, n&255), fmt.Sprintf("fd00:%x::/64", n))
+	p.UID = "0b2d9c4e-6f0c-4c07-9d2c-d9b1ab4f2f6e"
+	p.Annotations = map[string]string{corev1.LastAppliedConfigAnnotation: strings.Repeat(" ", 1024)}
+	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{}}` + strings.Repeat(" ", 1024))}}
+	p.Spec.NATOutgoing = true
+	p.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"topology.kubernetes.io/zone": fmt.Sprintf("zone-%d", n%3), "example.com/rack": fmt.Sprint(n)}}
+	p.Spec.Bandwidth = &v1alpha1.Bandwidth{Ingress: quantity("100M"), Egress: quantity("100M")}
+	return p
 }
 
 func heap() uint64 {

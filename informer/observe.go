@@ -6,7 +6,8 @@ type Observe struct {
 	// ManifestErrors is called for each mistake in a manifest when it is found.
 	ManifestErrors func(reason Reason)
 	// Connected is called when it changes whether the source answers for a
-	// kind. Before the first call it has not answered yet.
+	// kind. Before the first call it has not answered yet. That it does not have
+	// a kind which it need not have is an answer.
 	Connected func(kind Kind, connected bool)
 	// Trouble is called at each failure to list or watch a kind, and with nil
 	// when there is none any more. Whoever sets it is to tell of troubles that

@@ -1,7 +1,9 @@
 package informer
 
 import (
+	"fmt"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -142,9 +144,17 @@ func unchanged(before, after any) bool {
 		}
 	case *policy.Node:
 		if b, ok := before.(*policy.Node); ok {
-			c := *b
-			c.ResourceVersion = a.ResourceVersion
-			return reflect.DeepEqual(&c, a)
+			// Kubelets tell of their nodes again and again.
+			return b.UID == a.UID && b.Created == a.Created && slices.Equal(b.Labels, a.Labels) &&
+				slices.Equal(b.PodCIDRs, a.PodCIDRs) && slices.Equal(b.Addrs, a.Addrs)
+		}
+	case *policy.Pool:
+		if b, ok := before.(*policy.Pool); ok {
+			return samePool(b, a)
+		}
+	case *policy.ServiceCIDR:
+		if b, ok := before.(*policy.ServiceCIDR); ok {
+			return b.UID == a.UID && b.Created == a.Created && slices.Equal(b.CIDRs, a.CIDRs)
 		}
 	case *networkingv1.NetworkPolicy:
 		if b, ok := before.(*networkingv1.NetworkPolicy); ok {
@@ -152,4 +162,13 @@ func unchanged(before, after any) bool {
 		}
 	}
 	return false
+}
+
+// samePool compares all but the resource version. A selector says in words all that is
+// in it, but for one that selects nothing, which comes with an error.
+func samePool(b, a *policy.Pool) bool {
+	words := func(p *policy.Pool) string { return fmt.Sprint(p.Nodes, p.Err) }
+	return b.UID == a.UID && b.Created == a.Created && slices.Equal(b.CIDRs, a.CIDRs) &&
+		b.NATOutgoing == a.NATOutgoing && b.Disabled == a.Disabled && b.Ingress == a.Ingress && b.Egress == a.Egress &&
+		words(b) == words(a)
 }

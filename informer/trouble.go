@@ -54,8 +54,9 @@ type Trouble struct {
 
 // Error says in one line what is wrong and what to do.
 func (t *Trouble) Error() string {
-	what := t.Kind.String()
-	if v := kindInfo[t.Kind].apiVersion; v != "v1" {
+	info := kindInfo[t.Kind]
+	what := info.resource
+	if v := info.apiVersions[0]; v != "v1" {
 		what += " of " + v
 	}
 	// What client-go adds, the request or what it was for, says nothing new, and
@@ -74,6 +75,10 @@ func (t *Trouble) Error() string {
 		return fmt.Sprintf("the API server does not accept the agent's credentials, asked for %s: %s: "+
 			"see to it that the pod's service account exists and its token is mounted, or to the user in the kubeconfig", what, said)
 	case NotServed:
+		if info.definition != "" {
+			return fmt.Sprintf("this API server does not serve %s, although their CustomResourceDefinition is there: %s: "+
+				"see that it is established and has this version (`kubectl describe crd %s`), or apply the manifests of Selvage or Calico anew", what, said, info.definition)
+		}
 		return fmt.Sprintf("this API server does not serve %s: %s: "+
 			"see that the address is that of a Kubernetes API server which has it (`kubectl api-resources`), and that --runtime-config does not turn it off", what, said)
 	case Undecodable:

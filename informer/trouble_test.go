@@ -16,6 +16,7 @@ import (
 type troubles struct {
 	mu   sync.Mutex
 	now  map[Kind]*Trouble
+	last map[Kind]*Trouble
 	over map[Kind]int
 }
 
@@ -23,12 +24,21 @@ func (o *troubles) observe(kind Kind, t *Trouble) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.now == nil {
-		o.now, o.over = map[Kind]*Trouble{}, map[Kind]int{}
+		o.now, o.last, o.over = map[Kind]*Trouble{}, map[Kind]*Trouble{}, map[Kind]int{}
 	}
 	o.now[kind] = t
 	if t == nil {
 		o.over[kind]++
+	} else {
+		o.last[kind] = t
 	}
+}
+
+// ever returns the last trouble with a kind, or nil if there was none.
+func (o *troubles) ever(kind Kind) *Trouble {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.last[kind]
 }
 
 func (o *troubles) of(kind Kind) *Trouble {

@@ -52,7 +52,7 @@ func ServerVersion(ctx context.Context, config *rest.Config) (string, error) {
 
 // Missing says what an API server of a version lacks of what Selvage relies on.
 // It is empty for every version from 1.22 on, and for one that cannot be
-// understood. The kinds that are read are older than that: networkpolicies of
+// understood. The kinds that must be there are older than that: networkpolicies of
 // networking.k8s.io/v1 are there since 1.7.
 func Missing(serverVersion string) string {
 	v, err := version.ParseGeneric(serverVersion)
