@@ -52,20 +52,14 @@ func (c *Compiler) renderBase() {
 	}
 	for _, t := range c.tables {
 		f := t.family
-		self := t.addSet(Set{Name: selfName(f), Key: [2]Type{TypeAddr, TypeAddr}, Comment: "isolated pods, to reach themselves"}, roleSelf)
 		for _, dir := range directions {
 			t.dispatch[dir] = t.addSet(Set{
 				Name: dispatchName(dir, f), Key: [2]Type{TypeAddr}, Verdicts: true, Size: maxLocalPods,
 				Comment: "pods of this node, " + dir.String(),
 			}, roleDispatch)
 		}
-		c.keepChain(t, chainUnknown, nil, c.denyRules())
+		c.keepChain(t, chainUnknown, nil, c.denyUnknown(t))
 		for _, dir := range directions {
-			toSelf := Rule{
-				Match:   []Match{{Field: FieldCtOriginalSaddr, And: FieldCtReplySaddr, Op: OpIn, Name: self.Name}},
-				Verdict: Verdict{Kind: VerdictReturn}, Comment: "a pod reaches itself",
-			}
-			c.keepChain(t, dir.deny(), nil, append([]Rule{toSelf}, c.denyRules()...))
 			_, packet := dir.podField()
 			c.keepChain(t, dir.stateless(), nil, lookupRules(packet, dispatchName(dir, f), c.prefixes[f]))
 		}
@@ -99,7 +93,7 @@ func (c *Compiler) guarded(f Family) bool { return len(c.prefixes[f]) > 0 && len
 // isolates tells whether there is an isolated pod on the node.
 func (c *Compiler) isolates() bool {
 	for _, t := range c.tables {
-		if len(t.sets[selfName(t.family)].elem) > 0 {
+		if self := t.sets[selfName(t.family)]; self != nil && len(self.elem) > 0 {
 			return true
 		}
 	}
@@ -165,17 +159,6 @@ func (c *Compiler) jumps(f Family, dir direction, match ...Match) []Rule {
 		out = append(out, Rule{Match: slices.Concat(match, []Match{{Field: flow, Op: OpPrefix, Prefix: p}}), Verdict: to})
 	}
 	return out
-}
-
-// denyRules end a packet.
-func (c *Compiler) denyRules() []Rule {
-	if c.cfg.DenyAction == DenyReject {
-		return []Rule{
-			{Match: []Match{{Field: FieldL4Proto, Op: OpEqual, Value: uint32(TCP)}}, Counter: true, Verdict: Verdict{Kind: VerdictReset}},
-			{Counter: true, Verdict: Verdict{Kind: VerdictProhibit}},
-		}
-	}
-	return []Rule{{Counter: true, Verdict: Verdict{Kind: VerdictDrop}}}
 }
 
 // judged accepts packets of flows that were judged under the rules in force.

@@ -6,13 +6,14 @@ package policy
 // compares generations of elements at each look-up, but fixes that of rules
 // when the packet enters the hook):
 //
-//   - prepare: new sets and new chains, which nothing refers to yet. A chain
+//   - prepare: new counters, sets and chains, which nothing refers to yet. A chain
 //     that came in the same transaction as the element that leads to it would
 //     look empty, and so open, to such a packet. As nothing refers to them,
 //     they may be sent in as many transactions as their size demands.
 //   - switch: all that can be noticed, for both families, in one transaction.
-//   - sweep: chains and sets that nothing refers to any more. A set that went
-//     away with the rule that used it would look empty to such a packet.
+//   - sweep: chains, sets and counters that nothing refers to any more. A set that
+//     went away with the rule that used it would look empty to such a packet, and
+//     what a counter has counted is final only when no packet is left in that rule.
 type Change struct {
 	Tables [2]TableChange
 	// Tightens says that a flow which was allowed might now be denied. The
@@ -26,6 +27,8 @@ type Change struct {
 type TableChange struct {
 	Family Family
 
+	// AddCounters are new counters (prepare).
+	AddCounters []Counter
 	// AddSets are new sets with all their elements (prepare).
 	AddSets []Set
 	// AddChains are new regular chains with all their rules (prepare).
@@ -37,9 +40,10 @@ type TableChange struct {
 	// Elements are the changes of sets that stay (switch).
 	Elements []ElementChange
 
-	// DelChains and DelSets are names of chains and sets to delete (sweep).
-	DelChains []string
-	DelSets   []string
+	// DelChains, DelSets and DelCounters are names of what to delete (sweep).
+	DelChains   []string
+	DelSets     []string
+	DelCounters []string
 }
 
 // ElementChange says which elements a set loses and gains. An element whose
@@ -57,5 +61,6 @@ func (c *Change) Empty() bool {
 }
 
 func (t *TableChange) empty() bool {
-	return len(t.AddSets)+len(t.AddChains)+len(t.SetChains)+len(t.Elements)+len(t.DelChains)+len(t.DelSets) == 0
+	return len(t.AddCounters)+len(t.AddSets)+len(t.AddChains)+len(t.SetChains)+len(t.Elements)+
+		len(t.DelChains)+len(t.DelSets)+len(t.DelCounters) == 0
 }

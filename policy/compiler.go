@@ -361,17 +361,26 @@ func comparePrefix(a, b netip.Prefix) int {
 
 // Counts are sizes, for metrics.
 type Counts struct {
-	Pods, LocalPods, Namespaces, Policies, Selectors, Signatures int
+	Pods, LocalPods, Namespaces, Nodes, Policies, Selectors, Signatures int
+	// Chains, Rules, Sets, Elements and Counters are those of both tables.
+	Chains, Rules, Sets, Elements, Counters int
 }
 
 // Counts returns how much there is of everything.
 func (c *Compiler) Counts() Counts {
-	out := Counts{Pods: len(c.pods), Policies: len(c.policies), Selectors: len(c.selectors), Signatures: len(c.signatures)}
+	out := Counts{Pods: len(c.pods), Nodes: len(c.nodes), Policies: len(c.policies), Selectors: len(c.selectors), Signatures: len(c.signatures)}
 	for _, ns := range c.namespaces {
 		if ns.known {
 			out.Namespaces++
 		}
 		out.LocalPods += len(ns.local)
+	}
+	for _, t := range c.tables {
+		out.Chains += len(t.chains)
+		out.Rules += t.rules
+		out.Sets += len(t.sets)
+		out.Elements += t.elements
+		out.Counters += len(t.counters)
 	}
 	return out
 }

@@ -87,6 +87,9 @@ type Config struct {
 	PodToNode  PodToNode
 	// SharedAbove: see DefaultSharedAbove.
 	SharedAbove int
+	// Log says that the kernel can log samples of what is denied: without it that is
+	// counted only.
+	Log bool
 	// Masquerade says that the kernel can masquerade: without it no pool's
 	// NATOutgoing has an effect.
 	Masquerade bool
@@ -108,6 +111,7 @@ func DefaultConfig(node string) Config {
 		DenyAction:  DenyDrop,
 		PodToNode:   PodToNodeAllow,
 		SharedAbove: DefaultSharedAbove,
+		Log:         true,
 		Masquerade:  true,
 	}
 }

@@ -16,6 +16,7 @@ func Diff(actual, desired *Ruleset) *Change {
 		a, d := &actual.Tables[f], &desired.Tables[f]
 		t := TableChange{Family: f}
 		found := len(a.Chains) > 0
+		diffCounters(a, d, &t)
 		diffChains(a, d, &t)
 		tightens := diffSets(a, d, &t)
 		out.Tables[f] = t
@@ -26,7 +27,7 @@ func Diff(actual, desired *Ruleset) *Change {
 }
 
 // judges tells whether what a packet meets in a chain can end it.
-func judges(c Chain) bool { return c.Hook == nil || !c.Hook.NAT }
+func judges(c Chain) bool { return c.Name != chainLeaving && (c.Hook == nil || !c.Hook.NAT) }
 
 // mark returns the generation that the ruleset stamps.
 func (r *Ruleset) mark() Mark {
@@ -67,6 +68,20 @@ func merge[T any](as, bs []T, order func(a, b *T) int, do func(a, b *T)) {
 		}
 		do(a, b)
 	}
+}
+
+// diffCounters goes by names alone: those of counters are made from what their
+// comments say, which old kernels do not keep.
+func diffCounters(actual, desired *Table, out *TableChange) {
+	order := func(a, b *Counter) int { return strings.Compare(a.Name, b.Name) }
+	merge(actual.Counters, desired.Counters, order, func(a, d *Counter) {
+		switch {
+		case d == nil:
+			out.DelCounters = append(out.DelCounters, a.Name)
+		case a == nil:
+			out.AddCounters = append(out.AddCounters, *d)
+		}
+	})
 }
 
 func diffChains(actual, desired *Table, out *TableChange) {

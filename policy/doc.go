@@ -26,4 +26,21 @@
 // purpose: the kernel exchanges the rules of each chain separately (see
 // nf_tables_commit_chain in net/netfilter/nf_tables_api.c), and a packet on its
 // way must not be judged by the old rules and stamped with the new generation.
+//
+// # What is counted
+//
+// A rule that lets a connection through counts it in a counter that all rules share
+// which the same policies have made. What is left at the end of a signature's chain
+// goes to a chain of that signature's own, where a sample of it is logged and all of it
+// is counted: its name, which is also the counter's and the prefix in the log, stands
+// for the policies that isolate the pod. Counter says what a counter counts. Rules come
+// and go, and counters stay as long as any rule counts in them.
+//
+// # What is masqueraded
+//
+// A pool is a range of addresses that pods have. Resolve decides which pools are in
+// force. What leaves a pool with NATOutgoing for a place that is in no pool, and is no
+// node's, no Service's and not left alone by configuration, gets the address of the
+// node: see renderMasquerade. As long as there is no such pool, the tables hold nothing
+// of all that. Selectors see a pod's pool as a label, PoolLabel.
 package policy

@@ -173,10 +173,7 @@ func (l *life) sameAsFromScratch(when string) {
 // sound wants every flow that still counts as judged to be allowed, and then
 // lets some packets flow.
 func (l *life) sound(before *policy.Ruleset, change *policy.Change) {
-	s := l.model.Snapshot()
-	if blocks := l.cfg.ServiceCIDRs; len(blocks) > 0 {
-		s.Services = append(s.Services, &policy.ServiceCIDR{Meta: policy.Meta{Name: "by flag"}, CIDRs: blocks})
-	}
+	s := withFlags(l.model.Snapshot(), l.cfg)
 	l.flows.outlived(l.t, s, before, l.kernel, change)
 	l.flows.flow(l.t, s, l.kernel, rapid.SliceOfN(policytest.Packets(s), 20, 20).Draw(l.t, "packets"))
 }

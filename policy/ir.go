@@ -62,9 +62,18 @@ type Ruleset struct {
 // Table is one nftables table.
 type Table struct {
 	Family Family
-	// Sets and Chains are sorted by name.
-	Sets   []Set
-	Chains []Chain
+	// Counters, Sets and Chains are sorted by name.
+	Counters []Counter
+	Sets     []Set
+	Chains   []Chain
+}
+
+// Counter is a counter with a name: several rules can count in it, and it keeps what
+// it has counted while they come and go.
+type Counter struct {
+	Name string
+	// Comment says which policies it is about. Kernels before 5.10 do not keep it.
+	Comment string
 }
 
 // Type is the type of one field of a set's key.
@@ -90,6 +99,10 @@ type Set struct {
 	Interval bool
 	// Verdicts makes the set a verdict map.
 	Verdicts bool
+	// Dynamic sets are filled by packets (see Sample). Their elements are the
+	// kernel's own, which forgets them after Timeout seconds, at least one.
+	Dynamic bool
+	Timeout uint32
 	// Size, if not 0, is how many elements fit; the kernel then takes a hash
 	// table of that size, which is faster than one that grows.
 	Size    uint32
@@ -131,11 +144,18 @@ type Hook struct {
 }
 
 // Rule is one rule. It matches if all of Match do, from left to right; then it
-// counts, stamps, and gives its verdict.
+// samples, logs, counts, stamps, and gives its verdict.
 type Rule struct {
 	Match []Match
+	// Sample, if its Set is not empty, ends the rule for packets beyond a rate, as if
+	// it had not matched.
+	Sample Sample
+	// Log, if its Group is not 0, sends the packet to whoever listens to that group.
+	Log Log
 	// Counter counts the packets and bytes that reach it.
 	Counter bool
+	// Count names the Counter that counts them, if it is not empty.
+	Count string
 	// Stamp, if its Mask is not zero, writes Value into the conntrack mark's
 	// bits under Mask and leaves the others alone. Without a conntrack entry
 	// the rule ends there, as if it had not matched.
@@ -144,6 +164,23 @@ type Rule struct {
 	Verdict Verdict
 	// Comment says which object the rule comes from.
 	Comment string
+}
+
+// Sample lets only some packets pass, of each address so many.
+type Sample struct {
+	// Set is a dynamic set with Key as its key: FieldSaddr or FieldDaddr.
+	Set string
+	Key Field
+	// Rate is in packets per second, and Burst in packets.
+	Rate, Burst uint32
+}
+
+// Log says how a packet is logged by nflog.
+type Log struct {
+	Group  uint16
+	Prefix string
+	// Snaplen is how many bytes of the packet are logged.
+	Snaplen uint32
 }
 
 // Mark is a value within the bits of a mask.

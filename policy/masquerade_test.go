@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -73,8 +74,16 @@ func TestMasqueradeByElements(t *testing.T) {
 	cl.onlyElements("a range of Services that holds its address", "kept-v4 - 192.168.0.7", "kept-v4 + 192.168.0.0/29")
 	remove(services("more", 9, "192.168.0.0/29", "10.2.0.0/25"))
 	cl.onlyElements("which goes", "kept-v4 - 192.168.0.0/29", "kept-v4 + 192.168.0.7")
-	remove(&policy.Node{Meta: policy.Meta{Name: "new"}})
-	cl.onlyElements("the node goes", "kept-v4 - 10.2.0.0/24", "kept-v4 - 192.168.0.7")
+	moved := &policy.Node{Meta: policy.Meta{Name: "new"}, Created: 9, PodCIDRs: blocks("10.2.0.0/24"), Addrs: []netip.Addr{netip.MustParseAddr("10.1.2.9")}}
+	cl.put(moved)
+	cl.onlyElements("the node gets an address out of an older pool", "kept-v4 - 192.168.0.7", "kept-v4 + 10.1.2.9")
+	older := *moved
+	older.Created = 1
+	cl.put(&older)
+	cl.onlyElements("the node turns out to be older", "masquerade-v4 - 10.1.2.0/24", "pools-v4 - 10.1.2.0/24")
+	remove(&older)
+	cl.onlyElements("the node goes",
+		"kept-v4 - 10.1.2.9", "kept-v4 - 10.2.0.0/24", "masquerade-v4 + 10.1.2.0/24", "pools-v4 + 10.1.2.0/24")
 	cl.put(somePod("client", policytest.NodeB, "10.2.0.2", "admin"))
 	cl.onlyElements("a pod")
 }
@@ -95,8 +104,8 @@ func TestMasqueradeComesAndGoes(t *testing.T) {
 	cl.put(natPool("b", 2, "10.2.0.0/24"))
 	comes := cl.c.Changes()
 	t4, t6 := comes.Tables[policy.IPv4], comes.Tables[policy.IPv6]
-	if comes.Tightens || !slices.Equal(names(t4.AddSets), sets) || len(t4.AddChains)+len(t4.DelChains)+len(t4.DelSets)+len(t4.Elements) > 0 ||
-		len(t4.SetChains) != 1 || t4.SetChains[0].Name != "postrouting" || *t4.SetChains[0].Hook != (policy.Hook{Name: "postrouting", Priority: 110, NAT: true}) {
+	if comes.Tightens || !slices.Equal(names(t4.AddSets), sets) || len(t4.DelChains)+len(t4.DelSets)+len(t4.Elements) > 0 ||
+		len(t4.AddChains) != 1 || t4.AddChains[0].Name != "leaving" || len(t4.SetChains) != 1 || t4.SetChains[0].Name != "postrouting" || *t4.SetChains[0].Hook != (policy.Hook{Name: "postrouting", Priority: 110, NAT: true}) {
 		t.Errorf("comes: %+v", comes)
 	}
 	if len(t6.AddSets)+len(t6.SetChains) > 0 {
@@ -107,7 +116,7 @@ func TestMasqueradeComesAndGoes(t *testing.T) {
 	cl.put(pool("b", 2, "10.2.0.0/24"))
 	goes := cl.c.Changes()
 	t4 = goes.Tables[policy.IPv4]
-	if goes.Tightens || !slices.Equal(t4.DelSets, sets) || !slices.Equal(t4.DelChains, []string{"postrouting"}) ||
+	if goes.Tightens || !slices.Equal(t4.DelSets, sets) || !slices.Equal(t4.DelChains, []string{"leaving", "postrouting"}) ||
 		len(t4.AddSets)+len(t4.AddChains)+len(t4.SetChains)+len(t4.Elements) > 0 {
 		t.Errorf("goes: %+v", goes)
 	}
@@ -158,6 +167,63 @@ func TestMasqueradeWhere(t *testing.T) {
 		if got != tt.want {
 			t.Errorf("%s: masquerades %v", tt.name, got)
 		}
+	}
+}
+
+// TestMasqueradeFollowsLabels: a node that gets a label is selected.
+func TestMasqueradeFollowsLabels(t *testing.T) {
+	edge := natPool("edge", 1, "10.9.0.0/24")
+	edge.Nodes = labels.SelectorFromSet(labels.Set{"zone": "edge"})
+	cl := newCluster(t, natPool("all", 1, "10.2.0.0/24"), edge)
+	node := &policy.Node{
+		Meta: policy.Meta{Name: policytest.NodeA}, PodCIDRs: blocks("10.1.0.0/24"),
+		Labels: policy.NewLabels(map[string]string{"zone": "edge"}),
+	}
+	cl.put(node)
+	cl.onlyElements("a label", "masquerade-v4 + 10.9.0.0/24")
+}
+
+// TestMasqueradeByConstants: what goes to the pool of this node's pods, and what goes far
+// away, is decided without a look at the sets; those rules change only if something
+// appears where nothing was near.
+func TestMasqueradeByConstants(t *testing.T) {
+	cl := newCluster(t, natPool("a", 1, "10.1.0.0/16"))
+	rules := func() string {
+		var text []string
+		for _, ch := range cl.c.Ruleset().Tables[policy.IPv4].Chains {
+			for i := range ch.Rules {
+				if ch.Name == "postrouting" {
+					text = append(text, ch.Rules[i].Text(policy.IPv4))
+				}
+			}
+		}
+		cl.c.Changes()
+		return strings.Join(text, "\n")
+	}
+	const private = "ip daddr 10.0.0.0/8 goto leaving\nip daddr 100.64.0.0/10 goto leaving\nip daddr 172.16.0.0/12 goto leaving\n" +
+		"ip daddr 192.168.0.0/16 goto leaving\n"
+	const rest = "ip daddr 224.0.0.0/3 goto leaving\n"
+	const own = "ip daddr 10.1.0.0/16 accept comment \"where the pods of this node are\"\n"
+	const masquerade = "ip saddr 10.1.0.0/24 counter masquerade fully-random comment \"pods of this node\"\ngoto leaving"
+	if got, want := rules(), own+private+rest+masquerade; got != want {
+		t.Errorf("rules\n%s\nwant\n%s", got, want)
+	}
+	for i := range 20 {
+		cl.put(natPool(fmt.Sprint("more", i), 2, fmt.Sprintf("10.2.%d.0/24", i), fmt.Sprintf("192.168.%d.0/24", i)))
+	}
+	if got, want := rules(), own+private+rest+masquerade; got != want {
+		t.Errorf("with more pools: rules\n%s\nwant\n%s", got, want)
+	}
+	for i, a := range []string{"203.0.113.1", "203.0.113.9", "198.51.100.1", "8.8.8.8", "9.9.9.9"} {
+		cl.put(&policy.Node{Meta: policy.Meta{Name: fmt.Sprint("public", i)}, Addrs: []netip.Addr{netip.MustParseAddr(a)}})
+	}
+	const near = "ip daddr 198.51.100.1/32 goto leaving\nip daddr 203.0.113.0/28 goto leaving\n"
+	if got, want := rules(), own+"ip daddr 8.0.0.0/7 goto leaving\n"+private+near+rest+masquerade; got != want {
+		t.Errorf("with public addresses: rules\n%s\nwant\n%s", got, want)
+	}
+	cl.put(pool("a", 1, "10.1.0.0/16"))
+	if got, want := rules(), own+"ip daddr 8.0.0.0/7 goto leaving\n"+private+near+rest+"goto leaving"; got != want {
+		t.Errorf("without natOutgoing for this node's pods: rules\n%s\nwant\n%s", got, want)
 	}
 }
 
@@ -215,6 +281,18 @@ func TestPoolsTighten(t *testing.T) {
 	})
 }
 
+// TestPretendersCountOnce: who says by a label what is true is still found once only.
+func TestPretendersCountOnce(t *testing.T) {
+	honest := somePod("honest", policytest.NodeB, "10.2.0.3")
+	honest.Labels = policy.NewLabels(map[string]string{policy.PoolLabel: "a"})
+	cl := newCluster(t, somePod("web", policytest.NodeA, "10.1.0.2"), pool("a", 1, "10.2.0.0/24"), byPool("a"))
+	cl.put(honest)
+	cl.c.Changes()
+	if stale := cl.c.Stale(); stale != "" {
+		t.Error(stale)
+	}
+}
+
 // TestPoolPoliciesComeAndGo: what pods are in is found out when the first policy asks,
 // also for those that came while none did.
 func TestPoolPoliciesComeAndGo(t *testing.T) {
@@ -225,7 +303,9 @@ func TestPoolPoliciesComeAndGo(t *testing.T) {
 		cl.put(byPool("a"))
 		peers := 0
 		for _, s := range cl.c.Changes().Tables[policy.IPv4].AddSets {
-			peers += len(s.Elements)
+			if strings.Contains(s.Name, "-peers-") {
+				peers += len(s.Elements)
+			}
 		}
 		if peers != i+1 {
 			t.Errorf("round %d: %d peers", i, peers)

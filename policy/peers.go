@@ -61,17 +61,19 @@ func (s *signature) groups() map[string]*peerGroup {
 		}
 	}
 	for _, g := range out {
-		slices.SortFunc(g.by, func(a, b key) int { return strings.Compare(a.name, b.name) })
+		slices.SortFunc(g.by, compareNames)
 	}
 	return out
 }
+
+// compareNames orders policies of one namespace.
+func compareNames(a, b key) int { return strings.Compare(a.name, b.name) }
 
 func compareSelectors(a, b *selector) int { return strings.Compare(a.key, b.key) }
 
 // peerWriter writes the rules about a signature's own peers.
 type peerWriter struct {
 	ruleWriter
-	s      *signature
 	groups map[string]*peerGroup
 	sets   map[string]*peerSet
 }
@@ -79,7 +81,7 @@ type peerWriter struct {
 // renderPeers writes the rules about the peers that are in sets of the
 // signature's own, and makes these sets what they should be.
 func (c *Compiler) renderPeers(r *ruleWriter, s *signature) {
-	w := peerWriter{ruleWriter: *r, s: s, groups: s.groups(), sets: map[string]*peerSet{}}
+	w := peerWriter{ruleWriter: *r, groups: s.groups(), sets: map[string]*peerSet{}}
 	ids := slices.Sorted(maps.Keys(w.groups))
 	if len(ids) <= fewGroups {
 		for _, id := range ids {
@@ -107,10 +109,20 @@ func (w *peerWriter) set(groups ...string) Match {
 	return Match{Field: w.s.dir.peerField(), Op: OpIn, Name: set.Name}
 }
 
+// by returns the policies that allow something to one of the groups.
+func (w *peerWriter) by(groups []string) []key {
+	var by []key
+	for _, id := range groups {
+		by = append(by, w.groups[id].by...)
+	}
+	slices.SortFunc(by, compareNames)
+	return slices.Compact(by)
+}
+
 // group writes rules for one group and some of its ports.
 func (w *peerWriter) group(id string, ports portSet) {
 	if !ports.empty() {
-		w.ports([]Match{w.set(id)}, &ports, comment("", w.groups[id].by))
+		w.ports([]Match{w.set(id)}, &ports, w.groups[id].by)
 	}
 }
 
@@ -137,7 +149,7 @@ func (w *peerWriter) byPort(ids []string) {
 		if len(ids) > 0 {
 			var ports portSet
 			ports.ranges[i] = []portRange{everyPort}
-			w.ports([]Match{w.set(ids...)}, &ports, "")
+			w.ports([]Match{w.set(ids...)}, &ports, w.by(ids))
 		}
 	}
 	for i, ids := range some {
@@ -176,8 +188,8 @@ func (w *peerWriter) portChain(groups []string) string {
 	match := w.set(groups...)
 	name := w.s.dir.String() + "-port-" + hash(match.Name)
 	w.t.setChain(name, nil, []Rule{
-		{Match: []Match{match}, Verdict: Verdict{Kind: VerdictReturn}},
-		{Verdict: Verdict{Kind: VerdictGoto, Chain: w.s.dir.deny()}},
+		w.pass(w.by(groups), match),
+		{Verdict: Verdict{Kind: VerdictGoto, Chain: w.c.denyChain(w.t, w.s)}, Comment: comment("isolated by ", w.s.policies)},
 	})
 	return name
 }

@@ -2,6 +2,8 @@ package policy_test
 
 import (
 	"math/bits"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,10 +25,24 @@ var variants = map[string]func(*policy.Config){
 	"shared-1": func(c *policy.Config) { c.SharedAbove = 1 },
 	"shared-2": func(c *policy.Config) { c.SharedAbove = 2; c.MarkMask = 0xff },
 	"reject":   func(c *policy.Config) { c.DenyAction = policy.DenyReject },
+	"quiet":    func(c *policy.Config) { c.Log = false },
 	"input":    func(c *policy.Config) { c.PodToNode = policy.PodToNodePolicy },
+	"keeps": func(c *policy.Config) {
+		c.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("203.0.0.0/8"), netip.MustParsePrefix("2001:db8::/48")}
+		c.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.97.0.0/24"), netip.MustParsePrefix("198.51.100.0/24")}
+	},
 	"everything": func(c *policy.Config) {
 		c.DenyAction, c.PodToNode, c.SharedAbove = policy.DenyReject, policy.PodToNodePolicy, 3
 	},
+}
+
+// withFlags returns the snapshot with what the configuration tells of besides: to the
+// oracle a range of Services is the same, whoever tells of it.
+func withFlags(s policy.Snapshot, cfg policy.Config) policy.Snapshot {
+	if len(cfg.ServiceCIDRs) > 0 {
+		s.Services = append(slices.Clone(s.Services), &policy.ServiceCIDR{Meta: policy.Meta{Name: "by flag"}, CIDRs: cfg.ServiceCIDRs})
+	}
+	return s
 }
 
 const packetsPerWorld = 40
@@ -47,7 +63,7 @@ func TestTracerAgreesWithOracle(t *testing.T) {
 				if err := trace.Check(ruleset); err != nil {
 					t.Fatalf("%v\n%s", err, ruleset)
 				}
-				j := newJudge(t, cfg, w.Snapshot, ruleset)
+				j := newJudge(t, cfg, withFlags(w.Snapshot, cfg), ruleset)
 				for _, p := range w.Packets {
 					ok := j.judge(p)
 					if j.isolates(p) {

@@ -17,29 +17,32 @@ func (d direction) peerField() Field {
 	return FieldCtReplySaddr
 }
 
-func (d direction) deny() string { return "deny-" + d.String() }
-
 // render gives the signature's chain its rules, and its sets their elements,
 // in one family. The order of rules does not matter for the verdict: all of
 // them allow. What is cheap and likely comes first.
 func (c *Compiler) render(s *signature, t *liveTable) {
-	r := ruleWriter{c: c, t: t}
-	r.ports(nil, &s.allow.anyone, comment("", s.allow.anyoneBy))
+	r := ruleWriter{c: c, t: t, s: s}
+	r.ports(nil, &s.allow.anyone, s.allow.anyoneBy)
+	if s.allow.all() {
+		s.peers = nil
+		t.setChain(s.chain, nil, r.rules)
+		return
+	}
 	for i := range s.allow.blocks {
 		b := &s.allow.blocks[i]
 		if elements := blockElements(b.set, t.family); len(elements) > 0 {
 			set := t.addSet(blockSet(elements, t.family), roleFixed)
-			r.ports([]Match{{Field: s.dir.peerField(), Op: OpIn, Name: set.Name}}, &b.ports, comment("", b.by))
+			r.ports([]Match{{Field: s.dir.peerField(), Op: OpIn, Name: set.Name}}, &b.ports, b.by)
 		}
 	}
 	for _, sel := range slices.SortedFunc(maps.Keys(s.allow.pods), compareSelectors) {
 		if sel.shared {
 			a := s.allow.pods[sel]
-			r.ports([]Match{{Field: s.dir.peerField(), Op: OpIn, Name: c.sharedSet(sel, t).Name}}, &a.ports, comment("", a.by))
+			r.ports([]Match{{Field: s.dir.peerField(), Op: OpIn, Name: c.sharedSet(sel, t).Name}}, &a.ports, a.by)
 		}
 	}
 	c.renderPeers(&r, s)
-	r.rules = append(r.rules, Rule{Verdict: Verdict{Kind: VerdictGoto, Chain: s.dir.deny()}, Comment: comment("isolated by ", s.policies)})
+	r.rules = append(r.rules, Rule{Verdict: Verdict{Kind: VerdictGoto, Chain: c.denyChain(t, s)}, Comment: comment("isolated by ", s.policies)})
 	t.setChain(s.chain, nil, r.rules)
 }
 
@@ -79,19 +82,23 @@ func (c *Compiler) namedSet(n namedPort, t *liveTable) *liveSet {
 	return set
 }
 
-// ruleWriter gathers the rules of one chain.
+// ruleWriter gathers the rules of a signature's chain.
 type ruleWriter struct {
 	c     *Compiler
 	t     *liveTable
+	s     *signature
 	rules []Rule
+}
+
+// pass returns the rule that lets through what matches, because of these policies.
+func (w *ruleWriter) pass(by []key, match ...Match) Rule {
+	return Rule{Match: match, Count: w.t.allowCounter(w.s.dir, by), Verdict: Verdict{Kind: VerdictReturn}, Comment: comment("", by)}
 }
 
 // ports writes the rules that let through what matches and has one of the
 // ports: one for each protocol, and one for each named port.
-func (w *ruleWriter) ports(match []Match, ports *portSet, comment string) {
-	pass := func(extra ...Match) {
-		w.rules = append(w.rules, Rule{Match: slices.Concat(extra, match), Verdict: Verdict{Kind: VerdictReturn}, Comment: comment})
-	}
+func (w *ruleWriter) ports(match []Match, ports *portSet, by []key) {
+	pass := func(extra ...Match) { w.rules = append(w.rules, w.pass(by, slices.Concat(extra, match)...)) }
 	if ports.all {
 		pass()
 		return

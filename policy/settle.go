@@ -64,7 +64,7 @@ func (c *Compiler) drawLine(s *selector) {
 // renderSignature brings the signature's chains up to date in the families
 // that have them.
 func (c *Compiler) renderSignature(s *signature) {
-	if s.all() || len(s.pods) == 0 {
+	if len(s.pods) == 0 {
 		return
 	}
 	for _, t := range c.tables {
@@ -122,17 +122,19 @@ func (c *Compiler) refreshDispatch(a netip.Addr) {
 	for _, dir := range directions {
 		v := Verdict{Kind: VerdictReturn}
 		if here {
-			if s := owner.signatures[dir]; s != nil && !s.all() {
+			if s := owner.signatures[dir]; s != nil {
 				if t.chains[s.chain] == nil {
 					c.render(s, t)
 				}
 				v = Verdict{Kind: VerdictGoto, Chain: s.chain}
-				isolated = true
+				isolated = isolated || !s.allow.all()
 			}
 		}
 		t.setElem(t.dispatch[dir], AddrKey(a), here, verdictIf(here, v))
 	}
-	t.setElem(t.sets[selfName(t.family)], AddrPairKey(a, a), isolated, Verdict{})
+	if self := t.sets[selfName(t.family)]; self != nil {
+		t.setElem(self, AddrPairKey(a, a), isolated, Verdict{})
+	}
 	if c.noteOutside(a, here) {
 		c.renderDispatch(t)
 	}

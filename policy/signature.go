@@ -52,8 +52,9 @@ type podAllowance struct {
 	by    []key
 }
 
-// all tells whether the signature allows everything, so that it needs no chain.
-func (s *signature) all() bool { return s.allow.anyone.all }
+// all tells whether everything is allowed, so that nothing is left to deny: all that a
+// chain can do is count.
+func (a *allowance) all() bool { return a.anyone.all }
 
 // hash shortens a text to what can be part of a name: 80 bits in base 32. It
 // must withstand more than chance: whoever may write policies for a namespace
@@ -197,7 +198,7 @@ func (c *Compiler) evaluate(s *signature) {
 			}
 		}
 	}
-	if now.anyone.all {
+	if now.all() {
 		// Nothing else can matter, and nothing else should be kept up.
 		now.pods, blocks = map[*selector]podAllowance{}, nil
 	}
@@ -216,7 +217,7 @@ func (c *Compiler) evaluate(s *signature) {
 		}
 	}
 	s.allow = now
-	if old.anyone.all != now.anyone.all {
+	if old.all() != now.all() {
 		for p := range s.pods {
 			for _, a := range p.Addrs {
 				c.dispatch[a] = struct{}{}

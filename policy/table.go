@@ -25,6 +25,13 @@ const (
 	roleBlocks
 )
 
+// liveCounter is a counter that rules count in.
+type liveCounter struct {
+	Counter
+	info *CounterInfo
+	refs int
+}
+
 // liveSet is a set under construction.
 type liveSet struct {
 	Set  // without Elements, unless role is roleFixed
@@ -47,22 +54,25 @@ type liveChain struct {
 	hook  *Hook
 	refs  int
 	enter *Verdict // what the elements that lead here say
-	// holds are the sets that the rules refer to.
-	holds []string
+	// holds, leads and counts are the sets, chains and counters that the rules refer to.
+	holds, leads, counts []string
 }
 
 // liveTable is a table under construction, with a memory of what its parts
 // were like before they were first touched.
 type liveTable struct {
-	family Family
-	sets   map[string]*liveSet
-	chains map[string]*liveChain
+	family   Family
+	counters map[string]*liveCounter
+	sets     map[string]*liveSet
+	chains   map[string]*liveChain
+	// rules and elements are how many there are in all chains and sets.
+	rules, elements int
 	// named is how many of the sets are of named ports.
 	named int
 	// dispatch are the maps of the node's own pods, which are always there.
 	dispatch [len(directions)]*liveSet
-	// idleSets and idleChains may have lost their last reference.
-	idleSets, idleChains []string
+	// idleSets, idleChains and idleCounters may have lost their last reference.
+	idleSets, idleChains, idleCounters []string
 
 	step  journal // since the last settle
 	since journal // since the last Changes
@@ -76,13 +86,14 @@ type before struct {
 
 // journal remembers the state of what was touched before it was touched first.
 type journal struct {
-	sets   map[string]bool              // was the set there
-	chains map[string]*liveChain        // nil if the chain was not there
-	elems  map[string]map[string]before // by set and key
+	counters map[string]bool              // was the counter there
+	sets     map[string]bool              // was the set there
+	chains   map[string]*liveChain        // nil if the chain was not there
+	elems    map[string]map[string]before // by set and key
 }
 
 func newJournal() journal {
-	return journal{sets: map[string]bool{}, chains: map[string]*liveChain{}, elems: map[string]map[string]before{}}
+	return journal{counters: map[string]bool{}, sets: map[string]bool{}, chains: map[string]*liveChain{}, elems: map[string]map[string]before{}}
 }
 
 func (j *journal) noteElem(set, key string, was before) {
@@ -98,6 +109,11 @@ func (j *journal) noteElem(set, key string, was before) {
 
 // absorb adds a later journal to j.
 func (j *journal) absorb(later journal) {
+	for name, was := range later.counters {
+		if _, ok := j.counters[name]; !ok {
+			j.counters[name] = was
+		}
+	}
 	for name, was := range later.sets {
 		if _, ok := j.sets[name]; !ok {
 			j.sets[name] = was
@@ -123,7 +139,31 @@ func (j *journal) absorb(later journal) {
 }
 
 func newLiveTable(f Family) *liveTable {
-	return &liveTable{family: f, sets: map[string]*liveSet{}, chains: map[string]*liveChain{}, step: newJournal(), since: newJournal()}
+	return &liveTable{
+		family: f, counters: map[string]*liveCounter{}, sets: map[string]*liveSet{}, chains: map[string]*liveChain{},
+		step: newJournal(), since: newJournal(),
+	}
+}
+
+// addCounter creates a counter if it is not there.
+func (t *liveTable) addCounter(counter Counter, info func() *CounterInfo) {
+	if t.counters[counter.Name] != nil {
+		return
+	}
+	t.noteCounter(counter.Name)
+	t.counters[counter.Name] = &liveCounter{Counter: counter, info: info()}
+	t.idleCounters = append(t.idleCounters, counter.Name)
+}
+
+func (t *liveTable) delCounter(name string) {
+	t.noteCounter(name)
+	delete(t.counters, name)
+}
+
+func (t *liveTable) noteCounter(name string) {
+	if _, ok := t.step.counters[name]; !ok {
+		t.step.counters[name] = t.counters[name] != nil
+	}
 }
 
 // addSet creates a set if it is not there.
@@ -142,6 +182,7 @@ func (t *liveTable) addSet(spec Set, r role) *liveSet {
 		}
 	}
 	t.sets[spec.Name] = s
+	t.elements += len(spec.Elements)
 	if r == roleNamed {
 		t.named++
 	}
@@ -180,12 +221,15 @@ func (t *liveTable) delSet(name string) {
 	if s.role == roleNamed {
 		t.named--
 	}
+	t.elements -= len(s.Elements)
 	delete(t.sets, name)
 }
 
 // setElem makes an element what it should be. The chain that its verdict
 // leads to must be there.
 func (t *liveTable) setElem(s *liveSet, key string, there bool, v Verdict) {
+	n := len(s.elem)
+	defer func() { t.elements += len(s.elem) - n }()
 	if s.untold && there && v == (Verdict{}) {
 		s.elem[key] = plain[VerdictNone] // nobody need ever know what was there
 		return
@@ -247,8 +291,8 @@ func (t *liveTable) noteChain(name string) {
 	}
 }
 
-// setChain gives a chain its rules, creating it if need be. The sets that the
-// rules refer to must be there.
+// setChain gives a chain its rules, creating it if need be. The sets, chains and
+// counters that the rules refer to must be there.
 func (t *liveTable) setChain(name string, hook *Hook, rules []Rule) {
 	old := t.chains[name]
 	if old != nil && equalRules(old.rules, rules) {
@@ -256,48 +300,85 @@ func (t *liveTable) setChain(name string, hook *Hook, rules []Rule) {
 	}
 	t.noteChain(name)
 	c := &liveChain{rules: rules, hook: hook}
-	for i := range rules {
-		for _, m := range rules[i].Match {
-			if m.Op == OpIn || m.Op == OpNotIn || m.Op == OpVerdict {
-				c.holds = append(c.holds, m.Name)
-			}
-		}
-	}
-	for _, set := range c.holds {
-		t.sets[set].refs++
-	}
+	c.refer()
+	t.hold(c)
 	if old != nil {
 		c.refs, c.enter = old.refs, old.enter
-		t.releaseSets(old)
+		t.release(old)
 	} else {
 		t.idleChains = append(t.idleChains, name)
 	}
 	t.chains[name] = c
 }
 
+// refer finds what the rules of a chain refer to.
+func (c *liveChain) refer() {
+	for i := range c.rules {
+		r := &c.rules[i]
+		for _, m := range r.Match {
+			if m.Op == OpIn || m.Op == OpNotIn || m.Op == OpVerdict {
+				c.holds = append(c.holds, m.Name)
+			}
+		}
+		if r.Sample.Set != "" {
+			c.holds = append(c.holds, r.Sample.Set)
+		}
+		if r.Count != "" {
+			c.counts = append(c.counts, r.Count)
+		}
+		if r.Verdict.Chain != "" {
+			c.leads = append(c.leads, r.Verdict.Chain)
+		}
+	}
+}
+
 func (t *liveTable) delChain(name string) {
 	if c := t.chains[name]; c != nil {
 		t.noteChain(name)
-		t.releaseSets(c)
+		t.release(c)
 		delete(t.chains, name)
 	}
 }
 
-func (t *liveTable) releaseSets(c *liveChain) {
+// hold keeps what a chain refers to from being collected, until it is released.
+func (t *liveTable) hold(c *liveChain) {
+	t.rules += len(c.rules)
+	for _, name := range c.holds {
+		t.sets[name].refs++
+	}
+	for _, name := range c.counts {
+		t.counters[name].refs++
+	}
+	for _, name := range c.leads {
+		t.chains[name].refs++
+	}
+}
+
+func (t *liveTable) release(c *liveChain) {
+	t.rules -= len(c.rules)
 	for _, name := range c.holds {
 		s := t.sets[name]
 		if s.refs--; s.refs == 0 {
 			t.idleSets = append(t.idleSets, name)
 		}
 	}
+	for _, name := range c.counts {
+		counter := t.counters[name]
+		if counter.refs--; counter.refs == 0 {
+			t.idleCounters = append(t.idleCounters, name)
+		}
+	}
+	for _, name := range c.leads {
+		t.releaseChain(name)
+	}
 }
 
-// collect deletes the chains and sets that nothing refers to any more. A set
-// may be the last to refer to a chain, and a chain to a set.
+// collect deletes the chains, sets and counters that nothing refers to any more. A
+// set may be the last to refer to a chain, and a chain to a set or another chain.
 func (t *liveTable) collect() {
-	for len(t.idleSets)+len(t.idleChains) > 0 {
-		chains, sets := t.idleChains, t.idleSets
-		t.idleChains, t.idleSets = nil, nil
+	for len(t.idleSets)+len(t.idleChains)+len(t.idleCounters) > 0 {
+		chains, sets, counters := t.idleChains, t.idleSets, t.idleCounters
+		t.idleChains, t.idleSets, t.idleCounters = nil, nil, nil
 		for _, name := range chains {
 			if c := t.chains[name]; c != nil && c.refs == 0 {
 				t.delChain(name)
@@ -308,19 +389,27 @@ func (t *liveTable) collect() {
 				t.delSet(name)
 			}
 		}
+		for _, name := range counters {
+			if counter := t.counters[name]; counter != nil && counter.refs == 0 {
+				t.delCounter(name)
+			}
+		}
 	}
 }
 
 func equalRules(a, b []Rule) bool {
 	return slices.EqualFunc(a, b, func(a, b Rule) bool {
-		return a.Counter == b.Counter && a.Stamp == b.Stamp && a.Verdict == b.Verdict && a.Comment == b.Comment &&
-			slices.Equal(a.Match, b.Match)
+		return a.Sample == b.Sample && a.Log == b.Log && a.Counter == b.Counter && a.Count == b.Count && a.Stamp == b.Stamp &&
+			a.Verdict == b.Verdict && a.Comment == b.Comment && slices.Equal(a.Match, b.Match)
 	})
 }
 
 // table renders all that is there.
 func (t *liveTable) table() Table {
 	out := Table{Family: t.family}
+	for _, name := range slices.Sorted(maps.Keys(t.counters)) {
+		out.Counters = append(out.Counters, t.counters[name].Counter)
+	}
 	for _, name := range slices.Sorted(maps.Keys(t.sets)) {
 		out.Sets = append(out.Sets, t.sets[name].render())
 	}
@@ -364,6 +453,14 @@ func (t *liveTable) changes() TableChange {
 	j := t.since
 	t.since = newJournal()
 	out := TableChange{Family: t.family}
+	for _, name := range slices.Sorted(maps.Keys(j.counters)) {
+		switch c, was := t.counters[name], j.counters[name]; {
+		case c != nil && !was:
+			out.AddCounters = append(out.AddCounters, c.Counter)
+		case c == nil && was:
+			out.DelCounters = append(out.DelCounters, name)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(j.sets)) {
 		switch s, was := t.sets[name], j.sets[name]; {
 		case s != nil && !was:

@@ -19,10 +19,13 @@ func (r *Ruleset) String() string {
 }
 
 func (t *Table) write(b *strings.Builder) {
-	if len(t.Sets)+len(t.Chains) == 0 {
+	if len(t.Counters)+len(t.Sets)+len(t.Chains) == 0 {
 		return
 	}
 	fmt.Fprintf(b, "table %s %s {\n", t.Family, TableName)
+	for i := range t.Counters {
+		t.Counters[i].write(b)
+	}
 	for i := range t.Sets {
 		t.Sets[i].write(b, t.Family)
 	}
@@ -41,6 +44,14 @@ func (t *Table) write(b *strings.Builder) {
 	}
 }
 
+func (c *Counter) write(b *strings.Builder) {
+	fmt.Fprintf(b, "\tcounter %s {\n", c.Name)
+	if c.Comment != "" {
+		fmt.Fprintf(b, "\t\tcomment %q\n", c.Comment)
+	}
+	b.WriteString("\t}\n\n")
+}
+
 func (s *Set) write(b *strings.Builder, f Family) {
 	kind, value := "set", ""
 	if s.Verdicts {
@@ -49,6 +60,9 @@ func (s *Set) write(b *strings.Builder, f Family) {
 	fmt.Fprintf(b, "\t%s %s {\n\t\ttype %s%s\n", kind, s.Name, s.typeName(f), value)
 	if s.Interval {
 		b.WriteString("\t\tflags interval\n")
+	}
+	if s.Dynamic {
+		fmt.Fprintf(b, "\t\tflags dynamic,timeout\n\t\ttimeout %ds\n", s.Timeout)
 	}
 	if s.Size != 0 {
 		fmt.Fprintf(b, "\t\tsize %d\n", s.Size)
@@ -154,8 +168,17 @@ func (r *Rule) Text(f Family) string {
 	for i := range r.Match {
 		words = append(words, r.Match[i].text(f))
 	}
+	if s := &r.Sample; s.Set != "" {
+		words = append(words, fmt.Sprintf("update @%s { %s limit rate %d/second burst %d packets }", s.Set, s.Key.text(f), s.Rate, s.Burst))
+	}
+	if l := &r.Log; l.Group != 0 {
+		words = append(words, fmt.Sprintf("log prefix %q group %d snaplen %d", l.Prefix, l.Group, l.Snaplen))
+	}
 	if r.Counter {
 		words = append(words, "counter")
+	}
+	if r.Count != "" {
+		words = append(words, fmt.Sprintf("counter name %q", r.Count))
 	}
 	if r.Stamp.Mask != 0 {
 		words = append(words, fmt.Sprintf("ct mark set ct mark & 0x%08x | 0x%08x", ^r.Stamp.Mask|r.Stamp.Value, r.Stamp.Value))

@@ -108,7 +108,8 @@ func (c *Compiler) elementTightened(t *liveTable, set *liveSet, a netip.Addr, wa
 		if !now.there {
 			return c.owners[a] != nil
 		}
-		if now.verdict.Kind == VerdictReturn {
+		to := c.signatures[now.verdict.Chain]
+		if now.verdict.Kind == VerdictReturn || to.allow.all() {
 			return false
 		}
 		if !was.there {
@@ -119,7 +120,7 @@ func (c *Compiler) elementTightened(t *liveTable, set *liveSet, a netip.Addr, wa
 		if was.verdict.Kind == VerdictReturn {
 			return true
 		}
-		return !c.signatures[now.verdict.Chain].allow.covers(&c.signatures[was.verdict.Chain].settled)
+		return !to.allow.covers(&c.signatures[was.verdict.Chain].settled)
 	}
 	// What leaves a set of peers is seen by peersTightened, and what leaves
 	// that of isolated pods is no longer isolated, or no longer there.
@@ -157,7 +158,7 @@ func containsAddr(prefixes []netip.Prefix, a netip.Addr) bool {
 // covers tells whether a allows all that b does. It compares selectors, not
 // their pods: for those see peersTightened.
 func (a *allowance) covers(b *allowance) bool {
-	if a.anyone.all {
+	if a.all() {
 		return true
 	}
 	if !a.anyone.contains(&b.anyone) {

@@ -32,6 +32,7 @@ func (s *Stats) Add(o Stats) {
 // there. Stats always says what was sent.
 func (c *Conn) Apply(change *policy.Change) (Stats, error) {
 	var stats Stats
+	c.last = familyCounts{}
 	if change.Empty() {
 		return stats, nil
 	}
@@ -56,6 +57,10 @@ func (c *Conn) Apply(change *policy.Change) (Stats, error) {
 	if len(m.Sweep) > 0 && len(m.Switch) > 0 {
 		c.settle()
 	}
+	last, err := c.lastCounts(change)
+	if err != nil {
+		return stats, c.fail(err)
+	}
 	for _, batch := range chunks(m.Sweep) {
 		if err := c.send(batch, &stats); err != nil {
 			return stats, c.fail(fmt.Errorf("delete what is no longer used from the tables: %w", err))
@@ -63,7 +68,32 @@ func (c *Conn) Apply(change *policy.Change) (Stats, error) {
 	}
 	stats.Elements = countElements(change)
 	c.known.learn(change)
+	c.last = last
 	return stats, nil
+}
+
+// lastCounts reads the counters that a change deletes. By then no rule counts in them.
+func (c *Conn) lastCounts(change *policy.Change) (familyCounts, error) {
+	var last familyCounts
+	for i := range change.Tables {
+		t := &change.Tables[i]
+		if len(t.DelCounters) == 0 {
+			continue
+		}
+		last[t.Family] = map[string]Count{}
+		for _, name := range t.DelCounters {
+			last[t.Family][name] = Count{}
+		}
+		err := c.listCounters(t.Family, func(counter policy.Counter, n Count) {
+			if _, ok := last[t.Family][counter.Name]; ok {
+				last[t.Family][counter.Name] = n
+			}
+		})
+		if err != nil {
+			return last, fmt.Errorf("read the counters to delete from table %s %s: %w", t.Family, policy.TableName, err)
+		}
+	}
+	return last, nil
 }
 
 // Replace makes the tables what r says, whatever they are, by deleting and
@@ -71,13 +101,14 @@ func (c *Conn) Apply(change *policy.Change) (Stats, error) {
 // sets as empty, so that this is only for tables that Apply cannot mend.
 func (c *Conn) Replace(r *policy.Ruleset) (Stats, error) {
 	var stats Stats
+	c.last = familyCounts{}
 	if err := c.open(); err != nil {
 		return stats, c.fail(err)
 	}
 	change := &policy.Change{}
 	for i := range r.Tables {
 		t, ct := &r.Tables[i], &change.Tables[i]
-		ct.Family, ct.AddSets = t.Family, t.Sets
+		ct.Family, ct.AddCounters, ct.AddSets = t.Family, t.Counters, t.Sets
 		for _, ch := range t.Chains {
 			if ch.Hook != nil {
 				ct.SetChains = append(ct.SetChains, ch)
@@ -96,6 +127,10 @@ func (c *Conn) Replace(r *policy.Ruleset) (Stats, error) {
 		c.encoder.conn.DelTable(table(f))
 		c.encoder.conn.AddTable(table(f))
 	}
+	last, err := c.counts()
+	if err != nil {
+		return stats, err
+	}
 	batch := append(append(c.encoder.take(), m.Prepare...), m.Switch...)
 	if err := c.send(batch, &stats); err != nil {
 		return stats, c.fail(fmt.Errorf("replace the tables: %w", err))
@@ -103,6 +138,7 @@ func (c *Conn) Replace(r *policy.Ruleset) (Stats, error) {
 	stats.Elements = countElements(change)
 	c.known = known{}
 	c.known.learn(change)
+	c.last = last
 	return stats, nil
 }
 
@@ -127,7 +163,8 @@ func (c *Conn) send(batch []netlink.Message, stats *Stats) error {
 func (k *known) learn(change *policy.Change) {
 	for i := range change.Tables {
 		t := &change.Tables[i]
-		if len(t.AddSets)+len(t.AddChains)+len(t.SetChains)+len(t.Elements)+len(t.DelChains)+len(t.DelSets) == 0 {
+		if len(t.AddCounters)+len(t.AddSets)+len(t.AddChains)+len(t.SetChains)+len(t.Elements)+
+			len(t.DelChains)+len(t.DelSets)+len(t.DelCounters) == 0 {
 			continue
 		}
 		k.table[i] = true

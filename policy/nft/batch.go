@@ -3,6 +3,7 @@ package nft
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -145,9 +146,13 @@ func (e *encoder) tables(m *Messages, k *known) []netlink.Message {
 	return e.take()
 }
 
-// prepare makes new chains and sets: first the names of all chains, since maps
-// and rules lead to them, then sets, which rules look into, then what is in them.
+// prepare makes new counters, chains and sets: first counters and the names of all
+// chains, since maps and rules lead to them, then sets, which rules look into, then
+// what is in them.
 func (e *encoder) prepare(t *policy.TableChange) {
+	for i := range t.AddCounters {
+		e.addCounter(t.Family, &t.AddCounters[i])
+	}
 	for i := range t.AddChains {
 		e.conn.AddChain(chain(t.Family, &t.AddChains[i]))
 	}
@@ -213,8 +218,8 @@ func (e *encoder) setChain(f policy.Family, c *policy.Chain, k *known) {
 
 func sameHook(a, b *policy.Hook) bool { return a == b || a != nil && b != nil && *a == *b }
 
-// sweep deletes. Rules hold on to sets and chains, and maps to chains, so that
-// all rules go first and chains last; otherwise the kernel answers EBUSY.
+// sweep deletes. Rules hold on to sets, counters and chains, and maps to chains, so
+// that all rules go first and chains last; otherwise the kernel answers EBUSY.
 func (e *encoder) sweep(t *policy.TableChange, k *known) {
 	var unused []string
 	for _, name := range t.DelChains {
@@ -230,6 +235,10 @@ func (e *encoder) sweep(t *policy.TableChange, k *known) {
 	}
 	for _, name := range unused {
 		e.conn.DelChain(chain(t.Family, &policy.Chain{Name: name}))
+	}
+	e.flush()
+	for _, name := range t.DelCounters {
+		e.delCounter(t.Family, name)
 	}
 }
 
@@ -262,6 +271,9 @@ func (e *encoder) addSet(f policy.Family, s *policy.Set) {
 	if s.Verdicts {
 		ns.IsMap, ns.DataType = true, nftables.TypeVerdict
 	}
+	if s.Dynamic {
+		ns.Dynamic, ns.HasTimeout, ns.Timeout = true, true, time.Duration(s.Timeout)*time.Second
+	}
 	if err := e.conn.AddSet(ns, nil); err != nil {
 		e.fail(fmt.Errorf("set %s %s: %w", f, s.Name, err))
 	}
@@ -284,6 +296,10 @@ func setType(f policy.Family, s *policy.Set) (nftables.SetDatatype, error) {
 		}
 	}
 	switch {
+	case s.Dynamic && (s.Interval || s.Verdicts || len(s.Elements) > 0 || s.Timeout == 0):
+		return nftables.SetDatatype{}, fmt.Errorf("what packets fill is a plain set of no elements with a timeout")
+	case !s.Dynamic && s.Timeout != 0:
+		return nftables.SetDatatype{}, fmt.Errorf("only what packets fill can have a timeout")
 	case len(fields) == 0:
 		return nftables.SetDatatype{}, fmt.Errorf("no type")
 	case len(fields) == 1:

@@ -61,6 +61,8 @@ type Conn struct {
 	// writeBuffer is the size that the socket's send buffer was set to.
 	writeBuffer int
 	known       known
+	// last is what the counters had counted that the last Apply or Replace deleted.
+	last familyCounts
 }
 
 // Open returns a Conn. It does not talk to the kernel yet; Check does.
@@ -218,10 +220,16 @@ func (c *Conn) acknowledged(batch []netlink.Message, last uint32) error {
 
 // Check says whether nftables can be changed and whether the kernel knows all
 // that rulesets are made of, by having it check a sample, but for what
-// CheckMasquerade asks for. It changes nothing. The error is ErrPermission,
+// CheckLog and CheckMasquerade ask for. It changes nothing. The error is ErrPermission,
 // ErrUnsupported, or what else went wrong.
 func (c *Conn) Check() error {
-	return c.check(sample(), "load the modules nf_tables, nft_ct, nft_reject_ipv4 and nft_reject_ipv6, or use a kernel (4.18 or later) that has them")
+	return c.check(sample(), "load the modules nf_tables, nft_ct, nft_counter, nft_objref, nft_reject_ipv4 and nft_reject_ipv6, or use a kernel (4.18 or later) that has them")
+}
+
+// CheckLog is Check for what policy.Config.Log says that the kernel has. Without it
+// policies are enforced and what they deny is counted all the same.
+func (c *Conn) CheckLog() error {
+	return c.check(logSample(), "load the modules nft_log, nft_limit and nfnetlink_log, or use a kernel that has them")
 }
 
 // CheckMasquerade is Check for what policy.Config.Masquerade says that the kernel

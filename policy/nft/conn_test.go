@@ -25,6 +25,9 @@ func TestCheckChangesNothing(t *testing.T) {
 	if err := c.Check(); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.CheckLog(); err != nil {
+		t.Fatal(err)
+	}
 	if err := c.CheckMasquerade(); err != nil {
 		t.Fatal(err)
 	}
@@ -40,24 +43,25 @@ func TestCheckChangesNothing(t *testing.T) {
 }
 
 // TestSampleIsComplete: Check can only promise what it has tried, and must not
-// demand what only CheckMasquerade does.
+// demand what only CheckLog or CheckMasquerade does.
 func TestSampleIsComplete(t *testing.T) {
-	have, nat := ingredients(t, sample()), ingredients(t, masqueradeSample())
+	have, log, nat := ingredients(t, sample()), ingredients(t, logSample()), ingredients(t, masqueradeSample())
 	for name := range ingredients(t, fill(everything())) {
-		if !have[name] && !nat[name] {
+		if !have[name] && !log[name] && !nat[name] {
 			t.Errorf("the samples have no %s", name)
 		}
 	}
 	for _, f := range policy.Families {
-		for _, name := range []string{f.String() + " *expr.Masq", f.String() + " chain of type nat"} {
-			if have[name] || !nat[name] {
-				t.Errorf("%s: in what Check tries %t, in what CheckMasquerade tries %t", name, have[name], nat[name])
+		for name, by := range map[string]map[string]bool{"*expr.Masq": nat, "chain of type nat": nat, "*expr.Log": log, "*expr.Dynset": log, "dynamic set": log} {
+			if name = f.String() + " " + name; have[name] || !by[name] {
+				t.Errorf("%s: in what Check tries %t, in what it should be tried by %t", name, have[name], by[name])
 			}
 		}
 	}
 }
 
-// ingredients names the expressions and the types of chains that a change has.
+// ingredients names the expressions, types of chains and kinds of objects that a
+// change has.
 func ingredients(t *testing.T, c *policy.Change) map[string]bool {
 	t.Helper()
 	m, err := Encode(c)
@@ -69,6 +73,10 @@ func ingredients(t *testing.T, c *policy.Change) map[string]bool {
 		f := familyOf(&msg)
 		for a := attributes(msg.Data[nfgenmsgLen:]); a.next(); {
 			switch {
+			case msg.Header.Type == messageType(unix.NFT_MSG_NEWOBJ) && a.typ == unix.NFTA_OBJ_TYPE:
+				out[fmt.Sprintf("%s object of type %d", f, a.uint32())] = true
+			case msg.Header.Type == messageType(unix.NFT_MSG_NEWSET) && a.typ == unix.NFTA_SET_FLAGS && a.uint32()&setDynamic != 0:
+				out[f.String()+" dynamic set"] = true
 			case msg.Header.Type == messageType(unix.NFT_MSG_NEWCHAIN) && a.typ == unix.NFTA_CHAIN_TYPE:
 				out[f.String()+" chain of type "+cstring(a.data)] = true
 			case msg.Header.Type == messageType(unix.NFT_MSG_NEWRULE) && a.typ == unix.NFTA_RULE_EXPRESSIONS:
@@ -149,7 +157,7 @@ func TestCheckWithoutNftables(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for module, check := range map[string]func() error{"nf_tables": c.Check, "nft_masq": c.CheckMasquerade} {
+			for module, check := range map[string]func() error{"nf_tables": c.Check, "nft_log": c.CheckLog, "nft_masq": c.CheckMasquerade} {
 				err := check()
 				if !errors.Is(err, ErrUnsupported) {
 					t.Fatalf("%v", err)
@@ -170,8 +178,7 @@ func TestErrorsNameObjects(t *testing.T) {
 	r := everything()
 	mustApply(t, c, fill(r))
 	want := ns.list(t)
-	set := r.Tables[policy.IPv4].Sets[6]
-	set.Elements = nil
+	set := policy.Set{Name: "self-v4", Key: [2]policy.Type{policy.TypeAddr, policy.TypeAddr}}
 	absent := []policy.Element{{Key: "\x01\x02\x03\x04\x01\x02\x03\x04"}}
 	one := func(f policy.Family, t policy.TableChange) *policy.Change {
 		c := &policy.Change{}
@@ -190,7 +197,12 @@ func TestErrorsNameObjects(t *testing.T) {
 		"rule ip6 selvage egress": {one(policy.IPv6, policy.TableChange{
 			SetChains: []policy.Chain{{Name: "empty"}, {Name: "egress", Rules: []policy.Rule{{Verdict: policy.Verdict{Kind: policy.VerdictJump, Chain: "nowhere"}}}}},
 		}), unix.ENOENT},
-		"set ip selvage self-v4":   {one(policy.IPv4, policy.TableChange{DelSets: []string{"self-v4"}}), unix.EBUSY},
+		"set ip selvage self-v4":         {one(policy.IPv4, policy.TableChange{DelSets: []string{"self-v4"}}), unix.EBUSY},
+		"counter ip selvage deny-egress": {one(policy.IPv4, policy.TableChange{DelCounters: []string{"deny-egress"}}), unix.EBUSY},
+		"counter ip6 selvage nothing":    {one(policy.IPv6, policy.TableChange{DelCounters: []string{"nothing"}}), unix.ENOENT},
+		"rule ip selvage egress": {one(policy.IPv4, policy.TableChange{
+			SetChains: []policy.Chain{{Name: "egress", Rules: []policy.Rule{{Count: "nothing"}}}},
+		}), unix.ENOENT},
 		"chain ip selvage nowhere": {one(policy.IPv4, policy.TableChange{DelChains: []string{"nowhere"}}), unix.ENOENT},
 	} {
 		_, err := c.Apply(tc.change)

@@ -2,7 +2,9 @@ package nft
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -44,6 +46,7 @@ func newDecoder(t *policy.Table) *decoder {
 func (d *decoder) finish() {
 	slices.SortFunc(d.table.Chains, func(a, b policy.Chain) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(d.table.Sets, func(a, b policy.Set) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(d.table.Counters, func(a, b policy.Counter) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // chain takes in the attributes of a NEWCHAIN message. The kernel gives
@@ -148,6 +151,7 @@ const (
 	setAnonymous = unix.NFT_SET_ANONYMOUS
 	setInterval  = unix.NFT_SET_INTERVAL
 	setMap       = unix.NFT_SET_MAP
+	setDynamic   = unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
 )
 
 // set takes in the attributes of a NEWSET message. An anonymous set belongs to
@@ -156,6 +160,7 @@ func (d *decoder) set(b []byte) {
 	var s policy.Set
 	var table string
 	var flags, keyType, length, dataType uint32
+	stateful := false
 	for a := attributes(b); a.next(); {
 		switch a.typ {
 		case unix.NFTA_SET_TABLE:
@@ -172,8 +177,10 @@ func (d *decoder) set(b []byte) {
 			dataType = a.uint32()
 		case unix.NFTA_SET_USERDATA:
 			s.Comment = userComment(a.data, userdata.NFTNL_UDATA_SET_COMMENT)
-		case unix.NFTA_SET_TIMEOUT, nftaSetExpr, nftaSetExpressions:
-			flags |= unix.NFT_SET_TIMEOUT
+		case unix.NFTA_SET_TIMEOUT:
+			s.Timeout = seconds(a.data)
+		case nftaSetExpr, nftaSetExpressions:
+			stateful = true
 		case unix.NFTA_SET_DESC:
 			for desc := attributes(a.data); desc.next(); {
 				if desc.typ == unix.NFTA_SET_DESC_SIZE {
@@ -187,10 +194,27 @@ func (d *decoder) set(b []byte) {
 	}
 	s.Interval, s.Verdicts = flags&setInterval != 0, flags&setMap != 0
 	s.Key = decodeKeyType(d.table.Family, keyType)
-	if flags&^(setInterval|setMap) != 0 || s.Verdicts != (dataType == unix.NFT_DATA_VERDICT) || int(length) != keyLen(d.table.Family, &s) {
+	s.Dynamic = flags&setDynamic == setDynamic && s.Timeout != 0
+	if s.Dynamic {
+		flags &^= setDynamic
+	}
+	if flags&^(setInterval|setMap) != 0 || stateful || s.Dynamic && (s.Interval || s.Verdicts) || s.Verdicts != (dataType == unix.NFT_DATA_VERDICT) || int(length) != keyLen(d.table.Family, &s) {
 		s.Key = [2]policy.Type{typeForeign}
 	}
 	d.table.Sets = append(d.table.Sets, s)
+}
+
+// seconds reads a time that the kernel has in milliseconds; 0 if it is not one of
+// whole seconds.
+func seconds(b []byte) uint32 {
+	if len(b) != 8 {
+		return 0
+	}
+	ms := binary.BigEndian.Uint64(b)
+	if ms%1000 != 0 || ms/1000 > math.MaxUint32 {
+		return 0
+	}
+	return uint32(ms / 1000)
 }
 
 // Attributes of a set whose elements have counters or the like (enum

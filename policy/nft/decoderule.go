@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"reflect"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -83,6 +84,12 @@ func decodeExpr(f policy.Family, name string, data []byte) (expr.Any, error) {
 		e = &expr.Lookup{}
 	case "reject":
 		e = &expr.Reject{}
+	case "objref":
+		e = &expr.Objref{}
+	case "dynset":
+		return decodeDynset(data)
+	case "log":
+		return decodeLog(data)
 	default:
 		return nil, fmt.Errorf("a %q expression", name)
 	}
@@ -109,6 +116,70 @@ func decodeImmediate(data []byte) (expr.Any, error) {
 		}
 	}
 	return nil, fmt.Errorf("an immediate expression of another kind")
+}
+
+// decodeLog reads a log expression. The kernel leaves out what is zero. The library's
+// own reading takes what it is given for as long as it should be.
+func decodeLog(data []byte) (expr.Any, error) {
+	e := &expr.Log{}
+	for a := attributes(data); a.next(); {
+		switch {
+		case a.typ == unix.NFTA_LOG_GROUP && len(a.data) == 2:
+			e.Group = binary.BigEndian.Uint16(a.data)
+		case a.typ == unix.NFTA_LOG_PREFIX:
+			e.Data = []byte(cstring(a.data))
+		case a.typ == unix.NFTA_LOG_SNAPLEN:
+			e.Snaplen = a.uint32()
+		default:
+			return nil, fmt.Errorf("a log expression of another kind")
+		}
+		e.Key |= 1 << a.typ
+	}
+	return e, nil
+}
+
+// decodeDynset reads an update of a set whose elements have one limit. The library's
+// own reading overlooks what it does not know, and fails on the padding that some
+// machines have in limits.
+func decodeDynset(data []byte) (expr.Any, error) {
+	e := &expr.Dynset{}
+	for a := attributes(data); a.next(); {
+		switch {
+		case a.typ == unix.NFTA_DYNSET_SET_NAME:
+			e.SetName = cstring(a.data)
+		case a.typ == unix.NFTA_DYNSET_OP:
+			e.Operation = a.uint32()
+		case a.typ == unix.NFTA_DYNSET_SREG_KEY:
+			e.SrcRegKey = a.uint32()
+		case a.typ == unix.NFTA_DYNSET_EXPR && cstring(attribute(a.data, unix.NFTA_EXPR_NAME)) == "limit":
+			e.Exprs = append(e.Exprs, decodeLimit(attribute(a.data, unix.NFTA_EXPR_DATA)))
+		case a.typ == unix.NFTA_DYNSET_FLAGS && a.uint32() == 0,
+			// The kernel always says how long the rule wants elements to stay; 0 leaves
+			// that to the set.
+			a.typ == unix.NFTA_DYNSET_TIMEOUT && len(bytes.Trim(a.data, "\x00")) == 0,
+			a.typ == unix.NFTA_DYNSET_SET_ID, a.typ == unix.NFTA_DYNSET_PAD:
+		default:
+			return nil, fmt.Errorf("a dynset expression of another kind")
+		}
+	}
+	return e, nil
+}
+
+func decodeLimit(data []byte) *expr.Limit {
+	l := &expr.Limit{
+		Rate: number64(data, unix.NFTA_LIMIT_RATE), Unit: expr.LimitTime(number64(data, unix.NFTA_LIMIT_UNIT)),
+	}
+	for a := attributes(data); a.next(); {
+		switch a.typ {
+		case unix.NFTA_LIMIT_BURST:
+			l.Burst = a.uint32()
+		case unix.NFTA_LIMIT_TYPE:
+			l.Type = expr.LimitType(a.uint32())
+		case unix.NFTA_LIMIT_FLAGS:
+			l.Over = a.uint32() != 0
+		}
+	}
+	return l
 }
 
 // decodeMasq reads a masquerade with the one flag that ours has. The library's own
@@ -330,8 +401,21 @@ func (d *ruleDecoder) lookup(fd namedField, size int, m policy.Match, l *expr.Lo
 
 // statements takes what comes after the matches.
 func (d *ruleDecoder) statements() {
+	d.sample()
+	if log, ok := peek[*expr.Log](d, 0); ok && log.Key == logKeys {
+		l := policy.Log{Group: log.Group, Prefix: string(log.Data), Snaplen: log.Snaplen}
+		if !canLog(&l) {
+			return
+		}
+		d.rule.Log = l
+		d.rest = d.rest[1:]
+	}
 	if _, ok := peek[*expr.Counter](d, 0); ok {
 		d.rule.Counter = true
+		d.rest = d.rest[1:]
+	}
+	if ref, ok := peek[*expr.Objref](d, 0); ok && ref.Type == unix.NFT_OBJECT_COUNTER && ref.Name != "" {
+		d.rule.Count = ref.Name
 		d.rest = d.rest[1:]
 	}
 	d.stamp()
@@ -360,6 +444,29 @@ func (d *ruleDecoder) statements() {
 		return
 	}
 	d.rest = d.rest[1:]
+}
+
+// sample takes the load of an address and the update of its element.
+func (d *ruleDecoder) sample() {
+	key, size, ok := d.field(0, reg1)
+	update, isUpdate := peek[*expr.Dynset](d, 1)
+	if !ok || !isUpdate || size != key.size || len(update.Exprs) != 1 {
+		return
+	}
+	limit, isLimit := update.Exprs[0].(*expr.Limit)
+	if !isLimit || limit.Rate != uint64(uint32(limit.Rate)) || *limit != *sampleLimit(uint32(limit.Rate), limit.Burst) {
+		return
+	}
+	rest := *update
+	rest.Exprs = nil
+	if !reflect.DeepEqual(rest, expr.Dynset{SrcRegKey: reg1, SetName: update.SetName, Operation: unix.NFT_DYNSET_OP_UPDATE}) {
+		return
+	}
+	s := policy.Sample{Set: update.SetName, Key: key.name, Rate: uint32(limit.Rate), Burst: limit.Burst}
+	if canSample(&s) {
+		d.rule.Sample = s
+		d.rest = d.rest[2:]
+	}
 }
 
 func (d *ruleDecoder) stamp() {

@@ -24,4 +24,11 @@
 // closed, since a late acknowledgement on it would be taken for that of a later
 // batch, and the one who called Apply must Read and Diff before the next Apply.
 // Enforcer does all of that.
+//
+// # Counters
+//
+// Counters with names are read by a scrape, on a socket of its own. What one that is
+// about to be deleted has counted is read once more between the switch and the sweep,
+// when no packet can count in it any more, and added to totals. An agent that comes
+// back takes over what the counters in the kernel have; the totals start again.
 package nft

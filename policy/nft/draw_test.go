@@ -44,6 +44,12 @@ func drawTable(t *rapid.T, f policy.Family) policy.Table {
 			}
 		}
 	}
+	for i := range 3 {
+		if rapid.Bool().Draw(t, "counter") {
+			d.counters = append(d.counters, policy.Counter{Name: fmt.Sprintf("counter-%d", i), Comment: d.comment()})
+		}
+	}
+	table.Counters = d.counters
 	table.Sets = slices.Clone(d.sets)
 	sets := d.sets
 	d.sets, d.targets = nil, nil
@@ -81,6 +87,7 @@ type setKind struct {
 	key                [2]policy.Type
 	interval, verdicts bool
 	size               uint32
+	timeout            uint32
 }
 
 var setKinds = []setKind{
@@ -94,15 +101,17 @@ var setKinds = []setKind{
 	{name: "portmap", key: [2]policy.Type{policy.TypeService}, verdicts: true},
 	{name: "named", key: [2]policy.Type{policy.TypeAddr, policy.TypeService}},
 	{name: "self", key: [2]policy.Type{policy.TypeAddr, policy.TypeAddr}},
+	{name: "sampled", key: [2]policy.Type{policy.TypeAddr}, size: 100, timeout: 60},
 }
 
 // drawing draws the parts of a table.
 type drawing struct {
 	*rapid.T
 	family policy.Family
-	// sets and targets are what rules may refer to.
-	sets    []policy.Set
-	targets []string
+	// counters, sets and targets are what rules may refer to.
+	counters []policy.Counter
+	sets     []policy.Set
+	targets  []string
 	// verdicts, if not nil, are those that rules may give: a chain at postrouting
 	// may not lead to one that rejects.
 	verdicts []policy.VerdictKind
@@ -111,7 +120,10 @@ type drawing struct {
 }
 
 func (d *drawing) set(name string, k setKind) policy.Set {
-	s := policy.Set{Name: name, Key: k.key, Interval: k.interval, Verdicts: k.verdicts, Size: k.size, Comment: d.comment()}
+	s := policy.Set{Name: name, Key: k.key, Interval: k.interval, Verdicts: k.verdicts, Size: k.size, Dynamic: k.timeout != 0, Timeout: k.timeout, Comment: d.comment()}
+	if s.Dynamic {
+		return s
+	}
 	n := rapid.IntRange(0, 12).Draw(d.T, "elements")
 	if k.interval {
 		s.Elements = d.intervals(k.key[0], n)
@@ -269,12 +281,13 @@ func (d *drawing) rule() policy.Rule {
 		}
 		r.Match = append(r.Match, m)
 	}
+	d.statements(&r)
 	if rapid.Bool().Draw(d.T, "stamp") {
 		mask := rapid.Uint32Range(1, 1<<32-1).Draw(d.T, "mask")
 		r.Stamp = policy.Mark{Mask: mask, Value: rapid.Uint32().Draw(d.T, "value") & mask}
 	}
 	last := len(r.Match) - 1
-	if last >= 0 && rapid.Bool().Draw(d.T, "vmap") && !r.Counter && r.Stamp.Mask == 0 && d.verdicts == nil {
+	if last >= 0 && rapid.Bool().Draw(d.T, "vmap") && !acts(&r) && d.verdicts == nil {
 		if m, ok := d.lookup(policy.OpVerdict); ok && (m.Field != policy.FieldCtReplyProtoSrc || d.proto != ipProtoICMPv6) {
 			if m.Field == policy.FieldCtReplyProtoSrc {
 				r.Match = append(r.Match, policy.Match{Field: policy.FieldCtProtocol, Op: policy.OpEqual, Value: uint32(d.proto)})
@@ -283,7 +296,7 @@ func (d *drawing) rule() policy.Rule {
 			return r
 		}
 	}
-	if rapid.Bool().Draw(d.T, "verdict") || len(r.Match) == 0 && !r.Counter && r.Stamp.Mask == 0 {
+	if rapid.Bool().Draw(d.T, "verdict") || len(r.Match) == 0 && !acts(&r) {
 		r.Verdict = d.verdict(true)
 	}
 	if r.Verdict.Kind == policy.VerdictReset && d.proto != policy.TCP {
@@ -293,6 +306,33 @@ func (d *drawing) rule() policy.Rule {
 		r.Match = append(r.Match, policy.Match{Field: policy.FieldL4Proto, Op: policy.OpEqual, Value: uint32(policy.TCP)})
 	}
 	return r
+}
+
+// acts tells whether a rule does anything but match and give a verdict.
+func acts(r *policy.Rule) bool {
+	return r.Counter || r.Count != "" || r.Sample.Set != "" || r.Log.Group != 0 || r.Stamp.Mask != 0
+}
+
+// statements draws what a rule does before it stamps.
+func (d *drawing) statements(r *policy.Rule) {
+	if len(d.counters) > 0 && rapid.Bool().Draw(d.T, "count") {
+		r.Count = rapid.SampledFrom(d.counters).Draw(d.T, "in counter").Name
+	}
+	if rapid.IntRange(0, 3).Draw(d.T, "log") == 0 {
+		r.Log = policy.Log{
+			Group:   rapid.Uint16Range(1, 65535).Draw(d.T, "group"),
+			Prefix:  rapid.StringMatching(`[a-z][a-z0-9-]{0,126}`).Draw(d.T, "prefix"),
+			Snaplen: rapid.Uint32Range(1, 65535).Draw(d.T, "snaplen"),
+		}
+	}
+	sampled := slices.DeleteFunc(slices.Clone(d.sets), func(s policy.Set) bool { return !s.Dynamic })
+	if len(sampled) > 0 && rapid.Bool().Draw(d.T, "sample") {
+		r.Sample = policy.Sample{
+			Set:  rapid.SampledFrom(sampled).Draw(d.T, "sampled in").Name,
+			Key:  rapid.SampledFrom([]policy.Field{policy.FieldSaddr, policy.FieldDaddr}).Draw(d.T, "sampled by"),
+			Rate: rapid.Uint32Range(1, 1000).Draw(d.T, "rate"), Burst: rapid.Uint32Range(1, 1000).Draw(d.T, "burst"),
+		}
+	}
 }
 
 func (d *drawing) match() policy.Match {
@@ -347,7 +387,7 @@ func (d *drawing) match() policy.Match {
 
 // lookup draws a match in one of the sets, or, for OpVerdict, the maps.
 func (d *drawing) lookup(op policy.Op) (policy.Match, bool) {
-	fit := slices.DeleteFunc(slices.Clone(d.sets), func(s policy.Set) bool { return s.Verdicts != (op == policy.OpVerdict) })
+	fit := slices.DeleteFunc(slices.Clone(d.sets), func(s policy.Set) bool { return s.Dynamic || s.Verdicts != (op == policy.OpVerdict) })
 	if len(fit) == 0 {
 		return policy.Match{}, false
 	}

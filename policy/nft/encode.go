@@ -146,9 +146,25 @@ func encodeRule(f policy.Family, r *policy.Rule) ([]expr.Any, error) {
 			return nil, err
 		}
 	}
+	if exprs, err = appendSample(exprs, f, &r.Sample); err != nil {
+		return nil, err
+	}
+	if r.Log != (policy.Log{}) {
+		if !canLog(&r.Log) {
+			return nil, fmt.Errorf("a rule cannot log to group %d with prefix %q and %d bytes", r.Log.Group, r.Log.Prefix, r.Log.Snaplen)
+		}
+		// [ log prefix deny-unknown group 24090 snaplen 128 qthreshold 0 ]
+		exprs = append(exprs, &expr.Log{
+			Key: logKeys, Group: r.Log.Group, Snaplen: r.Log.Snaplen, Data: []byte(r.Log.Prefix),
+		})
+	}
 	if r.Counter {
 		// [ counter pkts 0 bytes 0 ]
 		exprs = append(exprs, &expr.Counter{})
+	}
+	if r.Count != "" {
+		// [ objref type 1 name deny-unknown ]
+		exprs = append(exprs, &expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: r.Count})
 	}
 	if r.Stamp.Mask != 0 {
 		exprs = append(exprs,
@@ -161,6 +177,41 @@ func encodeRule(f policy.Family, r *policy.Rule) ([]expr.Any, error) {
 		)
 	}
 	return appendVerdict(exprs, f, r.Verdict)
+}
+
+// logKeys are the attributes that a log expression has here.
+const logKeys = 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_SNAPLEN
+
+// maxLogPrefix is NF_LOG_PREFIXLEN without the terminating zero.
+const maxLogPrefix = 127
+
+// appendSample updates the element of a dynamic set, which goes on only within its
+// own limit.
+func appendSample(exprs []expr.Any, f policy.Family, s *policy.Sample) ([]expr.Any, error) {
+	if *s == (policy.Sample{}) {
+		return exprs, nil
+	}
+	fd, ok := fieldOf(f, s.Key, reg1)
+	if !ok || !canSample(s) {
+		return nil, fmt.Errorf("field %d cannot be sampled in set %q with %d packets per second, %d at once", s.Key, s.Set, s.Rate, s.Burst)
+	}
+	// [ dynset update reg_key 1 set sampled-egress-v4 expr [ limit rate 2/second burst 5 type packets flags 0x0 ] ]
+	return append(exprs, fd.load, &expr.Dynset{
+		SrcRegKey: reg1, SetName: s.Set, Operation: unix.NFT_DYNSET_OP_UPDATE,
+		Exprs: []expr.Any{sampleLimit(s.Rate, s.Burst)},
+	}), nil
+}
+
+func canLog(l *policy.Log) bool {
+	return l.Group != 0 && l.Prefix != "" && len(l.Prefix) <= maxLogPrefix && l.Snaplen != 0
+}
+
+func canSample(s *policy.Sample) bool {
+	return s.Set != "" && (s.Key == policy.FieldSaddr || s.Key == policy.FieldDaddr) && s.Rate != 0 && s.Burst != 0
+}
+
+func sampleLimit(rate, burst uint32) *expr.Limit {
+	return &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(rate), Unit: expr.LimitTimeSecond, Burst: burst}
 }
 
 // looksAtICMPv6 tells whether one of the matches implies that the packet is

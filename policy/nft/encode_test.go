@@ -61,6 +61,24 @@ func TestEncodeRule(t *testing.T) {
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{10, 20, 0, 0}},
 			},
 		},
+		"sample": {
+			family: policy.IPv6,
+			rule: policy.Rule{
+				Sample: policy.Sample{Set: "sampled-v6", Key: policy.FieldDaddr, Rate: 2, Burst: 5},
+				Log:    policy.Log{Group: 24090, Prefix: "deny", Snaplen: 128},
+			},
+			want: []expr.Any{
+				&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 16, DestRegister: 1},
+				&expr.Dynset{SrcRegKey: 1, SetName: "sampled-v6", Operation: 1, Exprs: []expr.Any{
+					&expr.Limit{Type: expr.LimitTypePkts, Rate: 2, Unit: 1, Burst: 5},
+				}},
+				&expr.Log{Key: 1<<1 | 1<<2 | 1<<3, Group: 24090, Snaplen: 128, Data: []byte("deny")},
+			},
+		},
+		"count": {
+			rule: policy.Rule{Count: "deny", Verdict: policy.Verdict{Kind: policy.VerdictReset}},
+			want: []expr.Any{&expr.Objref{Type: 1, Name: "deny"}, &expr.Reject{Type: 1}},
+		},
 		"masquerade": {
 			rule: policy.Rule{Match: []policy.Match{{Field: policy.FieldDaddr, Op: policy.OpNotIn, Name: "pools-v4"}}, Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictMasquerade}},
 			want: []expr.Any{
@@ -124,39 +142,53 @@ func TestEncodeRefuses(t *testing.T) {
 		change policy.TableChange
 		where  string
 	}{
-		"unknown operation":      {match(policy.Match{Field: policy.FieldCtMark}), "egress: rule 1"},
-		"unknown field":          {match(policy.Match{Field: 99, Op: policy.OpEqual}), "egress: rule 1"},
-		"hop limit in IPv4":      {match(policy.Match{Field: policy.FieldHopLimit, Op: policy.OpEqual}), "egress: rule 1"},
-		"port too large":         {match(policy.Match{Field: policy.FieldCtReplyProtoSrc, Op: policy.OpEqual, Value: 65536}), "egress: rule 1"},
-		"range too large":        {match(policy.Match{Field: policy.FieldCtReplyProtoSrc, Op: policy.OpRange, Arg: 65536}), "egress: rule 1"},
-		"range of marks":         {match(policy.Match{Field: policy.FieldCtMark, Op: policy.OpRange, Arg: 6}), "egress: rule 1"},
-		"address by number":      {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpEqual, Value: 6}), "egress: rule 1"},
-		"prefix of a port":       {match(policy.Match{Field: policy.FieldCtReplyProtoSrc, Op: policy.OpPrefix, Prefix: netip.MustParsePrefix("10.0.0.0/8")}), "egress: rule 1"},
-		"other family's prefix":  {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpPrefix, Prefix: netip.MustParsePrefix("fd00::/8")}), "egress: rule 1"},
-		"no prefix":              {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpPrefix}), "egress: rule 1"},
-		"long interface name":    {match(policy.Match{Field: policy.FieldIifname, Op: policy.OpEqual, Name: "sixteen-letters-"}), "egress: rule 1"},
-		"empty interface name":   {match(policy.Match{Field: policy.FieldIifname, Op: policy.OpEqual}), "egress: rule 1"},
-		"set of marks":           {match(policy.Match{Field: policy.FieldCtMark, Op: policy.OpIn, Name: "sel"}), "egress: rule 1"},
-		"set without name":       {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpIn}), "egress: rule 1"},
-		"map of a concatenation": {match(policy.Match{Field: policy.FieldSaddr, And: policy.FieldDaddr, Op: policy.OpVerdict, Name: "m"}), "egress: rule 1"},
-		"not in a concatenation": {match(policy.Match{Field: policy.FieldSaddr, And: policy.FieldDaddr, Op: policy.OpNotIn, Name: "sel"}), "egress: rule 1"},
-		"unknown hook":           {policy.TableChange{SetChains: []policy.Chain{{Name: "early", Hook: &policy.Hook{Name: "prerouting"}}}}, "chain ip early"},
-		"masquerade in a map":    {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictMasquerade}}}}), "sel: element 0"},
-		"masquerade to a chain":  {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictMasquerade, Chain: "x"}}), "egress: rule 1"},
-		"jump to nowhere":        {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictJump}}), "egress: rule 1"},
-		"drop to somewhere":      {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictDrop, Chain: "x"}}), "egress: rule 1"},
-		"long comment":           {rule(policy.Rule{Counter: true, Comment: strings.Repeat("x", 129)}), "egress: rule 1"},
-		"long comment of a set":  {set(policy.Set{Key: addrs, Comment: strings.Repeat("x", 129)}), "set ip sel"},
-		"set without type":       {set(policy.Set{}), "set ip sel"},
-		"intervals of two":       {set(policy.Set{Key: [2]policy.Type{policy.TypeAddr, policy.TypeService}, Interval: true}), "set ip sel"},
-		"short key":              {set(policy.Set{Key: addrs, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01"}, {Key: "\x0a\x00\x00"}}}), "sel: element 1"},
-		"interval without end":   {set(policy.Set{Key: addrs, Interval: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01"}}}), "sel: element 0"},
-		"interval backwards":     {set(policy.Set{Key: addrs, Interval: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", To: "\x0a\x00\x00\x00"}}}), "sel: element 0"},
-		"end without interval":   {set(policy.Set{Key: addrs, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", To: "\x0a\x00\x00\x01"}}}), "sel: element 0"},
-		"verdict in a set":       {set(policy.Set{Key: addrs, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictDrop}}}}), "sel: element 0"},
-		"map without verdict":    {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01"}}}), "sel: element 0"},
-		"reject in a map":        {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictReset}}}}), "sel: element 0"},
-		"goto nowhere in a map":  {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictGoto}}}}), "sel: element 0"},
+		"unknown operation":         {match(policy.Match{Field: policy.FieldCtMark}), "egress: rule 1"},
+		"unknown field":             {match(policy.Match{Field: 99, Op: policy.OpEqual}), "egress: rule 1"},
+		"hop limit in IPv4":         {match(policy.Match{Field: policy.FieldHopLimit, Op: policy.OpEqual}), "egress: rule 1"},
+		"port too large":            {match(policy.Match{Field: policy.FieldCtReplyProtoSrc, Op: policy.OpEqual, Value: 65536}), "egress: rule 1"},
+		"range too large":           {match(policy.Match{Field: policy.FieldCtReplyProtoSrc, Op: policy.OpRange, Arg: 65536}), "egress: rule 1"},
+		"range of marks":            {match(policy.Match{Field: policy.FieldCtMark, Op: policy.OpRange, Arg: 6}), "egress: rule 1"},
+		"address by number":         {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpEqual, Value: 6}), "egress: rule 1"},
+		"prefix of a port":          {match(policy.Match{Field: policy.FieldCtReplyProtoSrc, Op: policy.OpPrefix, Prefix: netip.MustParsePrefix("10.0.0.0/8")}), "egress: rule 1"},
+		"other family's prefix":     {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpPrefix, Prefix: netip.MustParsePrefix("fd00::/8")}), "egress: rule 1"},
+		"no prefix":                 {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpPrefix}), "egress: rule 1"},
+		"long interface name":       {match(policy.Match{Field: policy.FieldIifname, Op: policy.OpEqual, Name: "sixteen-letters-"}), "egress: rule 1"},
+		"empty interface name":      {match(policy.Match{Field: policy.FieldIifname, Op: policy.OpEqual}), "egress: rule 1"},
+		"set of marks":              {match(policy.Match{Field: policy.FieldCtMark, Op: policy.OpIn, Name: "sel"}), "egress: rule 1"},
+		"set without name":          {match(policy.Match{Field: policy.FieldSaddr, Op: policy.OpIn}), "egress: rule 1"},
+		"map of a concatenation":    {match(policy.Match{Field: policy.FieldSaddr, And: policy.FieldDaddr, Op: policy.OpVerdict, Name: "m"}), "egress: rule 1"},
+		"not in a concatenation":    {match(policy.Match{Field: policy.FieldSaddr, And: policy.FieldDaddr, Op: policy.OpNotIn, Name: "sel"}), "egress: rule 1"},
+		"unknown hook":              {policy.TableChange{SetChains: []policy.Chain{{Name: "early", Hook: &policy.Hook{Name: "prerouting"}}}}, "chain ip early"},
+		"masquerade in a map":       {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictMasquerade}}}}), "sel: element 0"},
+		"masquerade to a chain":     {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictMasquerade, Chain: "x"}}), "egress: rule 1"},
+		"sample of marks":           {rule(policy.Rule{Sample: policy.Sample{Set: "sel", Key: policy.FieldCtMark, Rate: 1, Burst: 1}}), "egress: rule 1"},
+		"sample of tuples":          {rule(policy.Rule{Sample: policy.Sample{Set: "sel", Key: policy.FieldCtReplySaddr, Rate: 1, Burst: 1}}), "egress: rule 1"},
+		"sample in no set":          {rule(policy.Rule{Sample: policy.Sample{Key: policy.FieldSaddr, Rate: 1, Burst: 1}}), "egress: rule 1"},
+		"sample without rate":       {rule(policy.Rule{Sample: policy.Sample{Set: "sel", Key: policy.FieldSaddr, Burst: 1}}), "egress: rule 1"},
+		"sample without burst":      {rule(policy.Rule{Sample: policy.Sample{Set: "sel", Key: policy.FieldSaddr, Rate: 1}}), "egress: rule 1"},
+		"log to no group":           {rule(policy.Rule{Log: policy.Log{Prefix: "x", Snaplen: 1}}), "egress: rule 1"},
+		"log without prefix":        {rule(policy.Rule{Log: policy.Log{Group: 1, Snaplen: 1}}), "egress: rule 1"},
+		"log of nothing":            {rule(policy.Rule{Log: policy.Log{Group: 1, Prefix: "x"}}), "egress: rule 1"},
+		"log with long prefix":      {rule(policy.Rule{Log: policy.Log{Group: 1, Prefix: strings.Repeat("x", 128), Snaplen: 1}}), "egress: rule 1"},
+		"dynamic for ever":          {set(policy.Set{Key: addrs, Dynamic: true}), "set ip sel"},
+		"dynamic with elements":     {set(policy.Set{Key: addrs, Dynamic: true, Timeout: 1, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01"}}}), "set ip sel"},
+		"dynamic map":               {set(policy.Set{Key: addrs, Dynamic: true, Timeout: 1, Verdicts: true}), "set ip sel"},
+		"elements that time out":    {set(policy.Set{Key: addrs, Timeout: 1}), "set ip sel"},
+		"long comment of a counter": {policy.TableChange{AddCounters: []policy.Counter{{Name: "deny", Comment: strings.Repeat("x", 129)}}}, "counter ip deny"},
+		"jump to nowhere":           {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictJump}}), "egress: rule 1"},
+		"drop to somewhere":         {rule(policy.Rule{Verdict: policy.Verdict{Kind: policy.VerdictDrop, Chain: "x"}}), "egress: rule 1"},
+		"long comment":              {rule(policy.Rule{Counter: true, Comment: strings.Repeat("x", 129)}), "egress: rule 1"},
+		"long comment of a set":     {set(policy.Set{Key: addrs, Comment: strings.Repeat("x", 129)}), "set ip sel"},
+		"set without type":          {set(policy.Set{}), "set ip sel"},
+		"intervals of two":          {set(policy.Set{Key: [2]policy.Type{policy.TypeAddr, policy.TypeService}, Interval: true}), "set ip sel"},
+		"short key":                 {set(policy.Set{Key: addrs, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01"}, {Key: "\x0a\x00\x00"}}}), "sel: element 1"},
+		"interval without end":      {set(policy.Set{Key: addrs, Interval: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01"}}}), "sel: element 0"},
+		"interval backwards":        {set(policy.Set{Key: addrs, Interval: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", To: "\x0a\x00\x00\x00"}}}), "sel: element 0"},
+		"end without interval":      {set(policy.Set{Key: addrs, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", To: "\x0a\x00\x00\x01"}}}), "sel: element 0"},
+		"verdict in a set":          {set(policy.Set{Key: addrs, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictDrop}}}}), "sel: element 0"},
+		"map without verdict":       {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01"}}}), "sel: element 0"},
+		"reject in a map":           {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictReset}}}}), "sel: element 0"},
+		"goto nowhere in a map":     {set(policy.Set{Key: addrs, Verdicts: true, Elements: []policy.Element{{Key: "\x0a\x00\x00\x01", Verdict: policy.Verdict{Kind: policy.VerdictGoto}}}}), "sel: element 0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := &policy.Change{}
@@ -212,6 +244,7 @@ func TestDescribe(t *testing.T) {
 	c := fill(everything())
 	c.Tables[policy.IPv4].DelSets = []string{"old-set"}
 	c.Tables[policy.IPv4].DelChains = []string{"old-chain"}
+	c.Tables[policy.IPv6].DelCounters = []string{"old-counter"}
 	c.Tables[policy.IPv4].Elements = []policy.ElementChange{{
 		Set: policy.Set{Name: "old", Key: [2]policy.Type{policy.TypeService}}, Del: []policy.Element{{Key: "\x00\x50"}},
 	}}
@@ -227,7 +260,7 @@ func TestDescribe(t *testing.T) {
 	for _, want := range []string{
 		"add table ip selvage", "add table ip6 selvage", "add chain ip selvage egress", "add rule ip6 selvage egress",
 		"add set ip selvage self-v4", "add element ip6 selvage self-v6", "flush chain ip selvage old-chain",
-		"delete chain ip selvage old-chain", "delete set ip selvage old-set", "delete element ip selvage old",
+		"add counter ip6 selvage deny-egress", "delete counter ip6 selvage old-counter", "delete chain ip selvage old-chain", "delete set ip selvage old-set", "delete element ip selvage old",
 	} {
 		if !found[want] {
 			t.Errorf("no message is described as %q", want)

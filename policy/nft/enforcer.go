@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,10 +57,11 @@ const replaceAfter = 2
 //
 // It may be used by several goroutines at once.
 type Enforcer struct {
-	conn  *Conn
-	cfg   policy.Config
-	log   *slog.Logger
-	marks *marks
+	conn    *Conn
+	cfg     policy.Config
+	log     *slog.Logger
+	marks   *marks
+	tallies *tallies
 
 	inSync     atomic.Bool
 	generation atomic.Uint32
@@ -90,6 +93,7 @@ func NewEnforcer(opts EnforcerOptions) *Enforcer {
 			reclaimer: opts.Reclaimer, mask: opts.Config.MarkMask,
 			retry: opts.RetryReclaim, log: opts.Logger,
 		},
+		tallies: newTallies(opts.Conn.opts),
 	}
 }
 
@@ -106,6 +110,9 @@ func (e *Enforcer) Sync(ctx context.Context, deltas []policy.Delta) (Result, err
 	}
 	var r Result
 	err := e.sync(ctx, &r)
+	if slices.ContainsFunc(deltas, func(d policy.Delta) bool { return d.Deleted }) {
+		e.forget()
+	}
 	e.inSync.Store(err == nil)
 	if err != nil {
 		// What is in force can only be known by reading it.
@@ -172,6 +179,52 @@ func (e *Enforcer) PoolUse() policy.Use {
 	return e.compiler.PoolUse()
 }
 
+// Policies returns all policies that are known; see policy.Compiler.Policies.
+func (e *Enforcer) Policies() []policy.PolicyPods {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.compiler == nil {
+		return nil
+	}
+	return e.compiler.Policies()
+}
+
+// Owner names the pod that has an address; see policy.Compiler.Owner.
+func (e *Enforcer) Owner(a netip.Addr) (namespace, name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.compiler == nil {
+		return "", ""
+	}
+	return e.compiler.Owner(a)
+}
+
+// PolicyCounts reads what the rules have let through and denied. It does not wait for
+// a Sync. After an error the counts are those that were read before.
+func (e *Enforcer) PolicyCounts() (PolicyCounts, error) { return e.tallies.counts() }
+
+// Counter says what a counter of the rules counts, by its name, which is also the
+// prefix of what a chain logs that it denies. It does not wait for a Sync.
+func (e *Enforcer) Counter(name string) (policy.CounterInfo, bool) { return e.tallies.info(name) }
+
+// Isolating returns the policies that isolate the pods which a chain denies something,
+// by the prefix of what it logs; nil if there is no such chain any more. It does not
+// wait for a Sync.
+func (e *Enforcer) Isolating(chain string) []policy.PolicyRef {
+	info, _ := e.tallies.info(chain)
+	if !info.Denied {
+		return nil
+	}
+	return info.Policies
+}
+
+// forget drops the counts of policies and namespaces that are no more.
+func (e *Enforcer) forget() {
+	if e.compiler != nil {
+		e.tallies.forget(e.compiler.HasPolicy, e.compiler.HasNamespace)
+	}
+}
+
 // Close stops what goes on in the background and closes the Conn. The tables
 // stay in force.
 func (e *Enforcer) Close() error {
@@ -179,7 +232,7 @@ func (e *Enforcer) Close() error {
 	defer e.mu.Unlock()
 	e.marks.close()
 	e.inSync.Store(false)
-	return e.conn.Close()
+	return errors.Join(e.conn.Close(), e.tallies.close())
 }
 
 func (e *Enforcer) sync(ctx context.Context, r *Result) error {
@@ -234,6 +287,7 @@ func (e *Enforcer) converge(ctx context.Context, r *Result) (different int, err 
 		desired = e.compiler.Ruleset()
 		change = policy.Diff(actual, desired)
 	}
+	e.tallies.adopt(actual, desired, e.compiler.Counter)
 	different = countParts(change)
 	if mendable && e.refused < replaceAfter {
 		err = e.apply(ctx, change, r)
@@ -261,10 +315,14 @@ func (e *Enforcer) apply(ctx context.Context, change *policy.Change, r *Result) 
 	if err := e.marks.await(ctx, e.generation.Load(), e.compiler.Generation()); err != nil {
 		return err
 	}
+	e.tallies.add(change, e.compiler.Counter)
 	stats, err := e.conn.Apply(change)
 	r.Stats.Add(stats)
 	if err != nil {
 		return err
+	}
+	if e.tallies.del(&e.conn.last) {
+		e.forget()
 	}
 	e.enter(r)
 	return nil
@@ -276,11 +334,16 @@ func (e *Enforcer) replace(ctx context.Context, desired *policy.Ruleset, r *Resu
 	}
 	e.log.Warn("the tables cannot be changed into what they should be; replacing them")
 	r.Replaced = true
+	// What would be read now could not be told from what was counted before.
+	e.tallies.reading.Lock()
+	defer e.tallies.reading.Unlock()
 	stats, err := e.conn.Replace(desired)
 	r.Stats.Add(stats)
 	if err != nil {
 		return err
 	}
+	e.tallies.del(&e.conn.last)
+	e.tallies.adopt(&policy.Ruleset{}, desired, e.compiler.Counter)
 	e.enter(r)
 	return nil
 }
@@ -324,7 +387,7 @@ func sameSets(actual, desired *policy.Ruleset) bool {
 		}
 		for _, d := range desired.Tables[i].Sets {
 			a, ok := kinds[d.Name]
-			if ok && (a.Key != d.Key || a.Interval != d.Interval || a.Verdicts != d.Verdicts || a.Size != d.Size) {
+			if ok && (a.Key != d.Key || a.Interval != d.Interval || a.Verdicts != d.Verdicts || a.Dynamic != d.Dynamic || a.Timeout != d.Timeout || a.Size != d.Size) {
 				return false
 			}
 		}
@@ -332,12 +395,12 @@ func sameSets(actual, desired *policy.Ruleset) bool {
 	return true
 }
 
-// countParts is how many sets, chains and elements a change is about.
+// countParts is how many counters, sets, chains and elements a change is about.
 func countParts(c *policy.Change) int {
 	n := countElements(c)
 	for i := range c.Tables {
 		t := &c.Tables[i]
-		n += len(t.AddSets) + len(t.AddChains) + len(t.SetChains) + len(t.DelChains) + len(t.DelSets)
+		n += len(t.AddCounters) + len(t.AddSets) + len(t.AddChains) + len(t.SetChains) + len(t.DelChains) + len(t.DelSets) + len(t.DelCounters)
 	}
 	return n
 }

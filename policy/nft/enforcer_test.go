@@ -314,7 +314,7 @@ func TestAdoption(t *testing.T) {
 // harmless are the cases of TestRepair in which no flow can have been judged by
 // other rules than ours: none was judged, or ours still were the only ones.
 var harmless = []string{
-	"set added", "vmap added", "base chain added", "chain added", "table deleted", "both tables deleted",
+	"set added", "counter added", "vmap added", "base chain added", "chain added", "table deleted", "both tables deleted",
 	"nat chain deleted", "nat rule added", "nat rule of another kind", "nat chain flushed", "nat priority", "nat chain of type filter",
 	"nat chain not hooked", "pool added", "pool removed", "pool replaced", "pools flushed", "nat sets deleted",
 }
@@ -322,32 +322,47 @@ var harmless = []string{
 // TestRepair lets somebody else change the tables in all sorts of ways.
 func TestRepair(t *testing.T) {
 	for name, tamper := range map[string]string{
-		"rule added":           "insert rule ip selvage forward accept",
-		"rule of another kind": "add rule ip selvage deny-ingress log prefix \"x\" limit rate 1/second",
-		"anonymous set":        "insert rule ip selvage forward ip saddr { 10.0.0.1, 10.0.0.2 } accept",
-		"chain flushed":        "flush chain ip6 selvage ingress",
-		"element added":        "add element ip selvage ingress-pods-v4 { 10.1.0.77 : accept }",
-		"map flushed":          "flush map ip selvage ingress-pods-v4",
-		"set added":            "add set ip selvage mine { type ether_addr; }",
-		"vmap added":           "add chain ip selvage mine\nadd map ip selvage m { type inet_service : verdict; elements = { 80 : jump mine } }",
-		"base chain added":     "add chain ip selvage early { type nat hook prerouting priority -100; }",
-		"chain added":          "add chain ip6 selvage mine\nadd rule ip6 selvage mine drop",
-		"table deleted":        "delete table ip selvage",
-		"both tables deleted":  "delete table ip selvage\ndelete table ip6 selvage",
-		"table flushed":        "flush table ip selvage",
-		"table dormant":        "add table ip selvage { flags dormant; }",
-		"policy drop":          "add chain ip selvage forward { policy drop; }",
-		"hooked elsewhere":     "flush chain ip selvage forward\ndelete chain ip selvage forward\nadd chain ip selvage forward { type filter hook input priority 7; }",
-		"not hooked":           "flush chain ip selvage forward\ndelete chain ip selvage forward\nadd chain ip selvage forward",
-		"set of another kind":  "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type ipv4_addr . ipv4_addr; flags timeout; }",
-		"set of another type":  "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type inet_service; elements = { 80 } }",
-		"catch-all in a map":   "add element ip selvage ingress-pods-v4 { * : accept }",
-		"interval of another":  "flush table ip selvage\ndelete set ip selvage self-v4\nadd map ip selvage self-v4 { type ipv4_addr : mark; flags interval; elements = { 10.0.0.0/8 : 1 } }",
-		"nat chain deleted":    "delete chain ip selvage postrouting",
-		"nat rule added":       "insert rule ip selvage postrouting ip daddr 192.0.2.1 accept",
+		"rule added":                "insert rule ip selvage forward accept",
+		"rule of another kind":      "add rule ip selvage deny-unknown log prefix \"x\" limit rate 1/second",
+		"chain that denies flushed": `flush chain ip selvage deny-unknown`,
+		"not logged": `flush chain ip selvage deny-unknown
+			add rule ip selvage deny-unknown counter name "deny-unknown" drop`,
+		"logged otherwise": `flush chain ip selvage deny-unknown
+			add rule ip selvage deny-unknown update @sampled-unknown-v4 { ip saddr limit rate 2/second } log prefix "deny-unknown" group 24090 snaplen 256
+			add rule ip selvage deny-unknown counter name "deny-unknown" drop`,
+		"sampled otherwise": `flush chain ip selvage deny-unknown
+			add rule ip selvage deny-unknown update @sampled-unknown-v4 { ip saddr limit rate over 2/second } log prefix "deny-unknown" group 24090 snaplen 128
+			add rule ip selvage deny-unknown counter name "deny-unknown" drop`,
+		"counter deleted": "flush chain ip selvage deny-unknown\ndelete counter ip selvage deny-unknown",
+		"counter added":   "add counter ip selvage mine",
+		"sampled set of another kind": `flush chain ip selvage deny-unknown
+			delete set ip selvage sampled-unknown-v4
+			add set ip selvage sampled-unknown-v4 { type ipv4_addr; size 4096; timeout 1m; }`,
+		"anonymous set":       "insert rule ip selvage forward ip saddr { 10.0.0.1, 10.0.0.2 } accept",
+		"chain flushed":       "flush chain ip6 selvage ingress",
+		"element added":       "add element ip selvage ingress-pods-v4 { 10.1.0.77 : accept }",
+		"map flushed":         "flush map ip selvage ingress-pods-v4",
+		"set added":           "add set ip selvage mine { type ether_addr; }",
+		"vmap added":          "add chain ip selvage mine\nadd map ip selvage m { type inet_service : verdict; elements = { 80 : jump mine } }",
+		"base chain added":    "add chain ip selvage early { type nat hook prerouting priority -100; }",
+		"chain added":         "add chain ip6 selvage mine\nadd rule ip6 selvage mine drop",
+		"table deleted":       "delete table ip selvage",
+		"both tables deleted": "delete table ip selvage\ndelete table ip6 selvage",
+		"table flushed":       "flush table ip selvage",
+		"table dormant":       "add table ip selvage { flags dormant; }",
+		"policy drop":         "add chain ip selvage forward { policy drop; }",
+		"hooked elsewhere":    "flush chain ip selvage forward\ndelete chain ip selvage forward\nadd chain ip selvage forward { type filter hook input priority 7; }",
+		"not hooked":          "flush chain ip selvage forward\ndelete chain ip selvage forward\nadd chain ip selvage forward",
+		"set of another kind": "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type ipv4_addr . ipv4_addr; flags timeout; }",
+		"set of another type": "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type inet_service; elements = { 80 } }",
+		"catch-all in a map":  "add element ip selvage ingress-pods-v4 { * : accept }",
+		"interval of another": "flush table ip selvage\ndelete set ip selvage self-v4\nadd map ip selvage self-v4 { type ipv4_addr : mark; flags interval; elements = { 10.0.0.0/8 : 1 } }",
+		"nat chain deleted":   "delete chain ip selvage postrouting",
+		"nat rule added":      "insert rule ip selvage postrouting ip daddr 192.0.2.1 accept",
 		"nat rule of another kind": `flush chain ip6 selvage postrouting
 			add rule ip6 selvage postrouting ip6 saddr @masquerade-v6 ip6 daddr != @pools-v6 ip6 daddr != @kept-v6 counter masquerade`,
-		"nat chain flushed": "flush chain ip6 selvage postrouting",
+		"nat chain it leads to": "flush chain ip selvage leaving",
+		"nat chain flushed":     "flush chain ip6 selvage postrouting",
 		"nat priority": `delete chain ip selvage postrouting
 			add chain ip selvage postrouting { type nat hook postrouting priority 90; }
 			add rule ip selvage postrouting ip saddr @masquerade-v4 ip daddr != @pools-v4 ip daddr != @kept-v4 counter masquerade fully-random`,
@@ -357,7 +372,7 @@ func TestRepair(t *testing.T) {
 		"pool removed":             "delete element ip selvage pools-v4 { 10.2.0.0/16 }",
 		"pool replaced":            "delete element ip selvage masquerade-v4 { 10.0.0.0/15 }\nadd element ip selvage masquerade-v4 { 10.0.0.0/8 }",
 		"pools flushed":            "flush set ip6 selvage pools-v6\nflush set ip6 selvage kept-v6",
-		"nat sets deleted":         "delete chain ip selvage postrouting\ndelete set ip selvage pools-v4\ndelete set ip selvage kept-v4",
+		"nat sets deleted":         "delete chain ip selvage postrouting\ndelete chain ip selvage leaving\ndelete set ip selvage pools-v4\ndelete set ip selvage kept-v4",
 		"nat and forward":          "flush chain ip selvage postrouting\nflush chain ip selvage forward",
 		"everything at the same":   "flush table ip selvage\ndelete map ip selvage ingress-pods-v4\ndelete chain ip6 selvage forward\ndelete set ip selvage self-v4",
 	} {

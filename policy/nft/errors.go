@@ -59,6 +59,7 @@ func describe(m *netlink.Message) (op, object string) {
 		unix.NFT_MSG_NEWCHAIN: {"add", "chain"}, unix.NFT_MSG_DELCHAIN: {"delete", "chain"},
 		unix.NFT_MSG_NEWRULE: {"add", "rule"}, unix.NFT_MSG_DELRULE: {"flush", "chain"},
 		unix.NFT_MSG_NEWSET: {"add", "set"}, unix.NFT_MSG_DELSET: {"delete", "set"},
+		unix.NFT_MSG_NEWOBJ: {"add", "counter"}, unix.NFT_MSG_DELOBJ: {"delete", "counter"},
 		unix.NFT_MSG_NEWSETELEM: {"add", "element"}, unix.NFT_MSG_DELSETELEM: {"delete", "element"},
 	}
 	typ := int(m.Header.Type & 0xff)

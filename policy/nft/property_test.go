@@ -28,6 +28,10 @@ func decodeMessages(msgs []netlink.Message) *policy.Ruleset {
 		f := familyOf(&msgs[i])
 		d, b := decoders[f], msgs[i].Data[nfgenmsgLen:]
 		switch msgs[i].Header.Type {
+		case messageType(unix.NFT_MSG_NEWOBJ):
+			if counter, _, ok := decodeCounter(b); ok {
+				r.Tables[f].Counters = append(r.Tables[f].Counters, counter)
+			}
 		case messageType(unix.NFT_MSG_NEWCHAIN):
 			d.chain(b)
 		case messageType(unix.NFT_MSG_NEWRULE):
@@ -46,6 +50,9 @@ func decodeMessages(msgs []netlink.Message) *policy.Ruleset {
 	for _, f := range policy.Families {
 		for i := range r.Tables[f].Sets {
 			s := &r.Tables[f].Sets[i]
+			if s.Dynamic {
+				continue
+			}
 			decoders[f].elements(s, elements[f.String()+s.Name])
 		}
 		decoders[f].finish()
@@ -117,12 +124,20 @@ func TestKernelKeepsRulesets(t *testing.T) {
 	})
 }
 
-// withComments returns r with the comments that its sets have in before: a
-// comment alone is no reason to make a set anew.
+// withComments returns r with the comments that its counters and sets have in before:
+// a comment alone is no reason to make one anew.
 func withComments(r, before *policy.Ruleset) *policy.Ruleset {
 	out := *r
 	for i := range out.Tables {
-		out.Tables[i].Sets = append([]policy.Set(nil), r.Tables[i].Sets...)
+		out.Tables[i].Counters = slices.Clone(r.Tables[i].Counters)
+		for j := range out.Tables[i].Counters {
+			for _, c := range before.Tables[i].Counters {
+				if c.Name == out.Tables[i].Counters[j].Name {
+					out.Tables[i].Counters[j].Comment = c.Comment
+				}
+			}
+		}
+		out.Tables[i].Sets = slices.Clone(r.Tables[i].Sets)
 		for j := range out.Tables[i].Sets {
 			for _, s := range before.Tables[i].Sets {
 				if s.Name == out.Tables[i].Sets[j].Name {
@@ -230,6 +245,13 @@ func disturb(t *rapid.T, exprs []expr.Any) []expr.Any {
 		[]func(){func() { change(&e.SourceRegister) }, func() { e.IsDestRegSet = !e.IsDestRegSet }, func() { e.IsDestRegSet = true; change(&e.DestRegister) }, func() { e.Invert = !e.Invert }, func() { e.SetName += "x" }}[field]()
 	case *expr.Masq:
 		[]func(){func() { e.FullyRandom = false }, func() { e.Random = true }, func() { e.Persistent = true }, func() { e.ToPorts = true }, func() { change(&e.RegProtoMin) }}[field]()
+	case *expr.Objref:
+		[]func(){func() { e.Type++ }, func() { e.Name += "x" }, func() {}, func() {}, func() {}}[field]()
+	case *expr.Log:
+		[]func(){func() { e.Group++ }, func() { e.Key ^= 1 << rapid.IntRange(1, 6).Draw(t, "key") }, func() { change(&e.Snaplen) }, func() { e.Key |= 1 << unix.NFTA_LOG_LEVEL }, func() { data(e.Data) }}[field]()
+	case *expr.Dynset:
+		limit := e.Exprs[0].(*expr.Limit)
+		[]func(){func() { change(&e.SrcRegKey) }, func() { change(&e.Operation) }, func() { e.Invert = !e.Invert }, func() { limit.Rate += 1 << 32 }, func() { limit.Over = !limit.Over }}[field]()
 	case *expr.Reject:
 		[]func(){func() { change(&e.Type) }, func() { e.Code++ }, func() {}, func() {}, func() {}}[field]()
 	}

@@ -19,7 +19,7 @@ var errInterrupted = fmt.Errorf("nftables changed again and again while it was l
 
 // Read lists both tables and decodes them. What no Encode makes, and so is not
 // ours, becomes something that equals nothing that is: a Diff replaces it. The
-// counts of counters are not read. A table that is not there is empty.
+// counts of counters, and what packets put into dynamic sets, are not read. A table that is not there is empty.
 func (c *Conn) Read() (*policy.Ruleset, error) {
 	if err := c.open(); err != nil {
 		return nil, c.fail(err)
@@ -117,7 +117,14 @@ func (c *Conn) readInto(t *policy.Table) error {
 			}
 		}
 	}
+	err := c.listCounters(t.Family, func(counter policy.Counter, _ Count) { t.Counters = append(t.Counters, counter) })
+	if err != nil {
+		return err
+	}
 	for i := range t.Sets {
+		if t.Sets[i].Dynamic {
+			continue
+		}
 		if err := c.readElements(d, &t.Sets[i]); err != nil {
 			return fmt.Errorf("set %s: %w", t.Sets[i].Name, err)
 		}

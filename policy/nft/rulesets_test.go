@@ -63,11 +63,17 @@ func everyTable(f policy.Family) policy.Table {
 			{Key: policy.AddrKey(b.Next().Next().Next()), Verdict: policy.Verdict{Kind: policy.VerdictDrop}},
 		}},
 		{Name: "ports", Key: [2]policy.Type{policy.TypeService}, Interval: true, Elements: []policy.Element{port(0, 1), port(80, 80), port(443, 445), port(65535, 65535)}},
+		{Name: "sampled" + v, Key: [2]policy.Type{policy.TypeAddr}, Dynamic: true, Timeout: 90, Size: 1000, Comment: "of packets"},
 		{Name: "self" + v, Key: [2]policy.Type{policy.TypeAddr, policy.TypeAddr}, Elements: []policy.Element{{Key: policy.AddrPairKey(a, a)}, {Key: policy.AddrPairKey(b, b)}}},
 		{Name: "services", Key: [2]policy.Type{policy.TypeService}, Elements: []policy.Element{{Key: policy.ServiceKey(22)}, {Key: policy.ServiceKey(80)}}},
 	}}
+	t.Counters = []policy.Counter{{Name: "allow-ingress-x", Comment: "shop/api, shop/db"}, {Name: "deny-egress"}}
 	t.Chains = []policy.Chain{
 		{Name: "deny-egress", Rules: []policy.Rule{
+			{Sample: policy.Sample{Set: "sampled" + v, Key: policy.FieldSaddr, Rate: 2, Burst: 5}, Log: policy.Log{Group: 24090, Prefix: "deny-egress", Snaplen: 128}},
+			{Sample: policy.Sample{Set: "sampled" + v, Key: policy.FieldDaddr, Rate: 100, Burst: 1}, Count: "deny-egress"},
+			{Log: policy.Log{Group: 1, Prefix: "x", Snaplen: 65535}, Counter: true, Count: "allow-ingress-x", Stamp: policy.Mark{Mask: 1}, Comment: "all at once"},
+			{Match: []policy.Match{{Field: policy.FieldL4Proto, Op: policy.OpEqual, Value: 6}}, Count: "deny-egress", Verdict: policy.Verdict{Kind: policy.VerdictReset}},
 			{Match: []policy.Match{{Field: policy.FieldCtOriginalSaddr, And: policy.FieldCtReplySaddr, Op: policy.OpIn, Name: "self" + v}}, Verdict: policy.Verdict{Kind: policy.VerdictReturn}},
 			{Match: []policy.Match{{Field: policy.FieldL4Proto, Op: policy.OpEqual, Value: 6}}, Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictReset}},
 			{Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictProhibit}},
@@ -156,7 +162,7 @@ func fill(r *policy.Ruleset) *policy.Change {
 	c := &policy.Change{}
 	for i := range r.Tables {
 		t := &c.Tables[i]
-		t.Family, t.AddSets = r.Tables[i].Family, r.Tables[i].Sets
+		t.Family, t.AddCounters, t.AddSets = r.Tables[i].Family, r.Tables[i].Counters, r.Tables[i].Sets
 		for _, ch := range r.Tables[i].Chains {
 			if ch.Hook == nil {
 				t.AddChains = append(t.AddChains, ch)

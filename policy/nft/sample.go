@@ -7,7 +7,7 @@ import (
 )
 
 // sample returns a change that has one of everything that rulesets are made
-// of, but for what is in masqueradeSample. It leads to nothing: it is for Check
+// of, but for what is in logSample and masqueradeSample. It leads to nothing: it is for Check
 // alone.
 func sample() *policy.Change {
 	c := &policy.Change{}
@@ -22,7 +22,7 @@ func sampleTable(f policy.Family) policy.TableChange {
 	if f == policy.IPv6 {
 		addr = netip.IPv6Unspecified()
 	}
-	const target, hash, ranges, verdicts, ports = "check", "check-hash", "check-interval", "check-verdicts", "check-ports"
+	const target, hash, ranges, verdicts, ports, counter = "check", "check-hash", "check-interval", "check-verdicts", "check-ports", "check-counter"
 	key := policy.AddrKey(addr)
 	rules := []policy.Rule{
 		{Match: []policy.Match{
@@ -32,7 +32,7 @@ func sampleTable(f policy.Family) policy.TableChange {
 		{Match: []policy.Match{
 			{Field: policy.FieldCtProtocol, Op: policy.OpEqual, Value: uint32(policy.TCP)},
 			{Field: policy.FieldCtReplySaddr, And: policy.FieldCtReplyProtoSrc, Op: policy.OpIn, Name: hash},
-		}, Counter: true, Verdict: policy.Verdict{Kind: policy.VerdictDrop}},
+		}, Count: counter, Verdict: policy.Verdict{Kind: policy.VerdictDrop}},
 		{Match: []policy.Match{{Field: policy.FieldCtOriginalSaddr, Op: policy.OpIn, Name: ranges}}, Stamp: policy.Mark{Mask: 1, Value: 1}},
 		{Match: []policy.Match{{Field: policy.FieldSaddr, Op: policy.OpVerdict, Name: verdicts}}},
 		{Match: []policy.Match{
@@ -44,7 +44,8 @@ func sampleTable(f policy.Family) policy.TableChange {
 	}
 	goTo := policy.Verdict{Kind: policy.VerdictGoto, Chain: target}
 	return policy.TableChange{
-		Family: f,
+		Family:      f,
+		AddCounters: []policy.Counter{{Name: counter}},
 		AddSets: []policy.Set{
 			{Name: hash, Key: [2]policy.Type{policy.TypeAddr, policy.TypeService}, Elements: []policy.Element{{Key: policy.AddrServiceKey(addr, 1)}}},
 			{Name: ranges, Key: [2]policy.Type{policy.TypeAddr}, Interval: true, Elements: []policy.Element{{Key: key, To: key}}},
@@ -56,6 +57,26 @@ func sampleTable(f policy.Family) policy.TableChange {
 		AddChains: []policy.Chain{{Name: target}},
 		SetChains: []policy.Chain{{Name: "check-forward", Hook: &policy.Hook{Name: hookForward}, Rules: rules}},
 	}
+}
+
+// logSample is sample for CheckLog.
+func logSample() *policy.Change {
+	c := &policy.Change{}
+	for _, f := range policy.Families {
+		const sampled = "check-sampled"
+		c.Tables[f] = policy.TableChange{
+			Family:  f,
+			AddSets: []policy.Set{{Name: sampled, Key: [2]policy.Type{policy.TypeAddr}, Dynamic: true, Size: 1, Timeout: 1}},
+			SetChains: []policy.Chain{{
+				Name: "check-forward", Hook: &policy.Hook{Name: hookForward},
+				Rules: []policy.Rule{{
+					Sample: policy.Sample{Set: sampled, Key: policy.FieldSaddr, Rate: 1, Burst: 1},
+					Log:    policy.Log{Group: policy.LogGroup, Prefix: "check", Snaplen: 1},
+				}},
+			}},
+		}
+	}
+	return c
 }
 
 // masqueradeSample is sample for CheckMasquerade.

@@ -3,6 +3,7 @@ package policytest
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -21,7 +22,8 @@ type Steps struct{ Prepared, Switched, Swept *policy.Ruleset }
 //   - switch deletes elements that are there and adds ones that are not; and it
 //     names nothing that stays as it is;
 //   - sweep deletes what is there and what nothing leads to any more;
-//   - after every step each jump has its chain and each look-up its set.
+//   - after every step each jump has its chain, each look-up and each sample its set,
+//     and each count its counter.
 func ApplyChange(r *policy.Ruleset, c *policy.Change) (Steps, error) {
 	var steps Steps
 	var errs []error
@@ -56,7 +58,7 @@ func clone(r *policy.Ruleset) *policy.Ruleset {
 	for i := range out.Tables {
 		t := &out.Tables[i]
 		t.Family = policy.Families[i]
-		t.Sets, t.Chains = slices.Clone(t.Sets), slices.Clone(t.Chains)
+		t.Counters, t.Sets, t.Chains = slices.Clone(t.Counters), slices.Clone(t.Sets), slices.Clone(t.Chains)
 		for j := range t.Sets {
 			t.Sets[j].Elements = slices.Clone(t.Sets[j].Elements)
 		}
@@ -65,6 +67,10 @@ func clone(r *policy.Ruleset) *policy.Ruleset {
 		}
 	}
 	return &out
+}
+
+func findCounter(t *policy.Table, name string) (int, bool) {
+	return slices.BinarySearchFunc(t.Counters, name, func(c policy.Counter, name string) int { return strings.Compare(c.Name, name) })
 }
 
 func findSet(t *policy.Table, name string) (int, bool) {
@@ -78,6 +84,14 @@ func findChain(t *policy.Table, name string) (int, bool) {
 func prepare(t *policy.Table, c *policy.TableChange) []error {
 	var errs []error
 	live := references(t)
+	for _, counter := range c.AddCounters {
+		i, there := findCounter(t, counter.Name)
+		if there || live["counter "+counter.Name] {
+			errs = append(errs, fmt.Errorf("counter %s is there already or in use", counter.Name))
+			continue
+		}
+		t.Counters = slices.Insert(t.Counters, i, counter)
+	}
 	for _, s := range c.AddSets {
 		i, there := findSet(t, s.Name)
 		if there || live["set "+s.Name] {
@@ -169,7 +183,8 @@ func switchElements(t *policy.Table, c policy.ElementChange) []error {
 }
 
 func sameSet(a, b policy.Set) bool {
-	return a.Name == b.Name && a.Key == b.Key && a.Interval == b.Interval && a.Verdicts == b.Verdicts && a.Comment == b.Comment
+	a.Elements, b.Elements = nil, nil
+	return reflect.DeepEqual(a, b)
 }
 
 func sweep(t *policy.Table, c *policy.TableChange) []error {
@@ -190,11 +205,19 @@ func sweep(t *policy.Table, c *policy.TableChange) []error {
 		}
 		t.Sets = slices.Delete(t.Sets, i, i+1)
 	}
+	for _, name := range c.DelCounters {
+		i, there := findCounter(t, name)
+		if !there {
+			errs = append(errs, fmt.Errorf("counter %s is not there", name))
+			continue
+		}
+		t.Counters = slices.Delete(t.Counters, i, i+1)
+	}
 	return errs
 }
 
-// references returns "set NAME" and "chain NAME" for all that the rules and
-// elements of a table lead to.
+// references returns "set NAME", "chain NAME" and "counter NAME" for all that the rules
+// and elements of a table lead to.
 func references(t *policy.Table) map[string]bool {
 	used := map[string]bool{}
 	add := func(v policy.Verdict) {
@@ -210,6 +233,12 @@ func references(t *policy.Table) map[string]bool {
 	for _, ch := range t.Chains {
 		for _, rule := range ch.Rules {
 			add(rule.Verdict)
+			if rule.Count != "" {
+				used["counter "+rule.Count] = true
+			}
+			if rule.Sample.Set != "" {
+				used["set "+rule.Sample.Set] = true
+			}
 			for _, m := range rule.Match {
 				if m.Op == policy.OpIn || m.Op == policy.OpNotIn || m.Op == policy.OpVerdict {
 					used["set "+m.Name] = true
@@ -223,6 +252,9 @@ func references(t *policy.Table) map[string]bool {
 // dangling returns what is referred to and not there.
 func dangling(t *policy.Table) []error {
 	used := references(t)
+	for _, counter := range t.Counters {
+		delete(used, "counter "+counter.Name)
+	}
 	for _, s := range t.Sets {
 		delete(used, "set "+s.Name)
 	}

@@ -16,6 +16,7 @@ func TestApplyChange(t *testing.T) {
 	uses := func(set, chain string) policy.Chain {
 		return policy.Chain{Name: chain, Rules: []policy.Rule{{
 			Match:   []policy.Match{{Field: policy.FieldSaddr, Op: policy.OpIn, Name: set}},
+			Count:   chain,
 			Verdict: policy.Verdict{Kind: policy.VerdictDrop},
 		}}}
 	}
@@ -27,7 +28,7 @@ func TestApplyChange(t *testing.T) {
 		r.Tables[policy.IPv6].Family = policy.IPv6
 		full := peers
 		full.Elements = []policy.Element{addr("10.0.0.1"), addr("10.0.0.2")}
-		r.Tables[policy.IPv4] = policy.Table{Sets: []policy.Set{full}, Chains: []policy.Chain{uses("peers-v4", "a"), forward("a")}}
+		r.Tables[policy.IPv4] = policy.Table{Counters: []policy.Counter{{Name: "a"}}, Sets: []policy.Set{full}, Chains: []policy.Chain{uses("peers-v4", "a"), forward("a")}}
 		return &r
 	}
 	other := peers
@@ -36,11 +37,13 @@ func TestApplyChange(t *testing.T) {
 		c := &policy.Change{}
 		c.Tables[policy.IPv6].Family = policy.IPv6
 		c.Tables[policy.IPv4] = policy.TableChange{
-			AddSets:   []policy.Set{other},
-			AddChains: []policy.Chain{uses("other-v4", "b")},
-			SetChains: []policy.Chain{forward("b")},
-			DelChains: []string{"a"},
-			DelSets:   []string{"peers-v4"},
+			AddCounters: []policy.Counter{{Name: "b"}},
+			AddSets:     []policy.Set{other},
+			AddChains:   []policy.Chain{uses("other-v4", "b")},
+			SetChains:   []policy.Chain{forward("b")},
+			DelChains:   []string{"a"},
+			DelSets:     []string{"peers-v4"},
+			DelCounters: []string{"a"},
 		}
 		return c
 	}
@@ -48,7 +51,7 @@ func TestApplyChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for what, want := range map[string]bool{"chain a": true, "chain b": true, "set other-v4": true, "jump a": true, "jump b": false} {
+	for what, want := range map[string]bool{"chain a": true, "chain b": true, "set other-v4": true, "counter a": true, "counter b": true, "jump a": true, "jump b": false} {
 		if got := strings.Contains(steps.Prepared.String(), what); got != want {
 			t.Errorf("prepared: %q is there: %v", what, got)
 		}
@@ -58,7 +61,7 @@ func TestApplyChange(t *testing.T) {
 			t.Errorf("switched: %q is there: %v", what, got)
 		}
 	}
-	for what, want := range map[string]bool{"chain a": false, "set peers-v4": false, "chain b": true} {
+	for what, want := range map[string]bool{"chain a": false, "set peers-v4": false, "counter a": false, "chain b": true, "counter b": true} {
 		if got := strings.Contains(steps.Swept.String(), what); got != want {
 			t.Errorf("swept: %q is there: %v", what, got)
 		}
@@ -84,6 +87,13 @@ func TestApplyChange(t *testing.T) {
 		{"a new chain uses a set that is not there", func(c *policy.TableChange) { c.AddSets = nil }, "not there"},
 		{"switches to a chain that was not prepared", func(c *policy.TableChange) { c.SetChains = append(c.SetChains, uses("peers-v4", "c")) }, "not prepared"},
 		{"sets a chain to what it is", func(c *policy.TableChange) { c.SetChains = append(c.SetChains, uses("peers-v4", "a")) }, "what it is"},
+		{"adds a counter that is there", func(c *policy.TableChange) { c.AddCounters = append(c.AddCounters, policy.Counter{Name: "a"}) }, "there already"},
+		{"counts in a counter that is not there", func(c *policy.TableChange) { c.AddCounters = nil }, "counter b is in use and not there"},
+		{"sweeps a counter in use", func(c *policy.TableChange) { c.DelChains, c.DelSets = nil, nil }, "counter a is in use and not there"},
+		{"sweeps a counter that is not there", func(c *policy.TableChange) { c.DelCounters = append(c.DelCounters, "c") }, "counter c is not there"},
+		{"samples in a set that is not there", func(c *policy.TableChange) {
+			c.AddChains[0].Rules[0].Sample.Set = "none-v4"
+		}, "set none-v4 is in use and not there"},
 		{"sweeps a set in use", func(c *policy.TableChange) { c.DelChains = nil }, "in use"},
 		{"sweeps a chain in use", func(c *policy.TableChange) { c.SetChains = nil }, "in use"},
 		{"sweeps a set that a rule looks out of", func(c *policy.TableChange) {

@@ -37,7 +37,7 @@ func Check(r *policy.Ruleset) error {
 		if t.Family != policy.Families[i] {
 			errs = append(errs, fmt.Errorf("table %d is of family %s", i, t.Family))
 		}
-		c := &checker{table: t, sets: map[string]*policy.Set{}, chains: map[string]*policy.Chain{}, used: map[string]bool{}}
+		c := &checker{table: t, sets: map[string]*policy.Set{}, chains: map[string]*policy.Chain{}, counters: map[string]bool{}, used: map[string]bool{}}
 		c.run()
 		for _, err := range c.errs {
 			errs = append(errs, fmt.Errorf("table %s: %w", t.Family, err))
@@ -50,7 +50,11 @@ type checker struct {
 	table  *policy.Table
 	sets   map[string]*policy.Set
 	chains map[string]*policy.Chain
-	// used holds "set NAME" and "chain NAME" for what something leads to.
+	// nat are the chains where addresses are translated.
+	nat map[string]bool
+	// counters are those that are there.
+	counters map[string]bool
+	// used holds "set NAME", "chain NAME" and "counter NAME" for what something leads to.
 	used map[string]bool
 	errs []error
 }
@@ -60,6 +64,13 @@ func (c *checker) fail(format string, args ...any) {
 }
 
 func (c *checker) run() {
+	for i, counter := range c.table.Counters {
+		if i > 0 && counter.Name <= c.table.Counters[i-1].Name {
+			c.fail("counter %s: not in order, or there twice", counter.Name)
+		}
+		c.name("counter", counter.Name, counter.Comment)
+		c.counters[counter.Name] = true
+	}
 	for i := range c.table.Sets {
 		s := &c.table.Sets[i]
 		if i > 0 && s.Name <= c.table.Sets[i-1].Name {
@@ -74,6 +85,7 @@ func (c *checker) run() {
 		}
 		c.chains[ch.Name] = ch
 	}
+	c.nat = translating(c.chains)
 	hooks := map[string]bool{}
 	for i := range c.table.Sets {
 		c.set(&c.table.Sets[i])
@@ -102,6 +114,12 @@ func (c *checker) set(s *policy.Set) {
 	if size == 0 || s.Interval && s.Key[1] != 0 {
 		c.fail("set %s: no key of this type", s.Name)
 		return
+	}
+	if dynamic := s.Timeout > 0 && s.Size > 0 && !s.Interval && !s.Verdicts && len(s.Elements) == 0; s.Dynamic && !dynamic {
+		c.fail("set %s: packets cannot fill it, or would for ever", s.Name)
+	}
+	if s.Timeout != 0 && !s.Dynamic {
+		c.fail("set %s: elements of ours do not time out", s.Name)
 	}
 	mayTouch := slices.Contains(blockSets, strings.TrimSuffix(s.Name, c.table.Family.Suffix()))
 	for i, e := range s.Elements {
@@ -182,9 +200,8 @@ func (c *checker) verdict(where string, v policy.Verdict) {
 
 func (c *checker) chain(ch *policy.Chain, hooks map[string]bool) {
 	c.name("chain", ch.Name, "")
-	nat := false
+	nat := c.nat[ch.Name]
 	if ch.Hook != nil {
-		nat = ch.Hook.NAT
 		if judges := ch.Hook.Name == "forward" || ch.Hook.Name == "input"; nat && ch.Hook.Name != "postrouting" || !nat && !judges || hooks[ch.Hook.Name] {
 			c.fail("chain %s: hook %s is unknown or has two chains", ch.Name, ch.Hook.Name)
 		}
@@ -193,7 +210,7 @@ func (c *checker) chain(ch *policy.Chain, hooks map[string]bool) {
 	for i := range ch.Rules {
 		where := fmt.Sprintf("chain %s, rule %d", ch.Name, i)
 		rule := &ch.Rules[i]
-		if nat != (rule.Verdict.Kind == policy.VerdictMasquerade) || nat && rule.Stamp.Mask != 0 {
+		if nat && (rule.Stamp.Mask != 0 || !translates(rule.Verdict.Kind)) || !nat && rule.Verdict.Kind == policy.VerdictMasquerade {
 			c.fail("%s: a chain that translates addresses does that and nothing else", where)
 		}
 		c.name(where, "rule", rule.Comment)
@@ -203,6 +220,38 @@ func (c *checker) chain(ch *policy.Chain, hooks map[string]bool) {
 			c.fail("%s: the rules after it are never reached", where)
 		}
 	}
+}
+
+// translating finds the chains where addresses are translated: those of type nat, and
+// those that their rules lead to.
+func translating(chains map[string]*policy.Chain) map[string]bool {
+	found := map[string]bool{}
+	var visit func(ch *policy.Chain)
+	visit = func(ch *policy.Chain) {
+		if ch == nil || found[ch.Name] {
+			return
+		}
+		found[ch.Name] = true
+		for i := range ch.Rules {
+			visit(chains[ch.Rules[i].Verdict.Chain])
+		}
+	}
+	for _, ch := range chains {
+		if ch.Hook != nil && ch.Hook.NAT {
+			visit(ch)
+		}
+	}
+	return found
+}
+
+// translates tells whether a rule with this verdict may be where addresses are
+// translated.
+func translates(v policy.VerdictKind) bool {
+	switch v {
+	case policy.VerdictMasquerade, policy.VerdictAccept, policy.VerdictReturn, policy.VerdictJump, policy.VerdictGoto:
+		return true
+	}
+	return false
 }
 
 func (c *checker) rule(where string, r *policy.Rule) {
@@ -224,11 +273,35 @@ func (c *checker) rule(where string, r *policy.Rule) {
 	if r.Stamp.Value&^r.Stamp.Mask != 0 {
 		c.fail("%s: the stamp %#x does not fit its mask %#x", where, r.Stamp.Value, r.Stamp.Mask)
 	}
-	nothing := !r.Counter && r.Stamp.Mask == 0 && r.Verdict.Kind == policy.VerdictNone
+	if err := checkLog(r); err != nil {
+		c.fail("%s: %w", where, err)
+	}
+	if r.Sample.Set != "" {
+		c.sample(where, &r.Sample)
+	}
+	if r.Count != "" {
+		c.used["counter "+r.Count] = true
+		if !c.counters[r.Count] {
+			c.fail("%s: no counter %s", where, r.Count)
+		}
+	}
+	nothing := r.Log.Group == 0 && !r.Counter && r.Count == "" && r.Stamp.Mask == 0 && r.Verdict.Kind == policy.VerdictNone
 	if hasMap != nothing {
 		c.fail("%s: a rule without effect, or something after a verdict map", where)
 	}
 	c.verdict(where, r.Verdict)
+}
+
+func (c *checker) sample(where string, s *policy.Sample) {
+	c.used["set "+s.Set] = true
+	set, ok := c.sets[s.Set]
+	if !ok {
+		c.fail("%s: no set %s", where, s.Set)
+		return
+	}
+	if err := checkSample(set, s); err != nil {
+		c.fail("%s: %w", where, err)
+	}
 }
 
 func (c *checker) lookup(where string, m *policy.Match) {
@@ -240,6 +313,9 @@ func (c *checker) lookup(where string, m *policy.Match) {
 	}
 	if set.Verdicts != (m.Op == policy.OpVerdict) {
 		c.fail("%s: %s: a verdict map where a set should be, or the reverse", where, m.Name)
+	}
+	if set.Dynamic {
+		c.fail("%s: %s: what packets fill decides", where, m.Name)
 	}
 	fields := []policy.Field{m.Field}
 	if m.And != policy.FieldNone {
@@ -264,14 +340,19 @@ func (c *checker) reach() {
 		}
 	}
 	for name := range c.chains {
-		// The chains that deny are always there, so that their counters last.
-		if !c.used["chain "+name] && !strings.HasPrefix(name, "deny-") {
+		// The chain for unknown addresses is always there.
+		if !c.used["chain "+name] && name != "deny-unknown" {
 			c.fail("chain %s: nothing leads to it", name)
 		}
 	}
 	for name := range c.sets {
 		if !c.used["set "+name] {
 			c.fail("set %s: no rule uses it", name)
+		}
+	}
+	for name := range c.counters {
+		if !c.used["counter "+name] {
+			c.fail("counter %s: no rule uses it", name)
 		}
 	}
 }

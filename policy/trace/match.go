@@ -50,6 +50,32 @@ func checkMatch(m *policy.Match, f policy.Family) error {
 	return nil
 }
 
+// maxPrefix is NF_LOG_PREFIXLEN without the terminating zero.
+const maxPrefix = 127
+
+// checkLog says why a rule cannot log like that.
+func checkLog(r *policy.Rule) error {
+	l := &r.Log
+	if *l == (policy.Log{}) {
+		return nil
+	}
+	if l.Group == 0 || l.Snaplen == 0 || l.Prefix == "" || len(l.Prefix) > maxPrefix {
+		return fmt.Errorf("unknown: a log to group %d with prefix %q and %d bytes", l.Group, l.Prefix, l.Snaplen)
+	}
+	return nil
+}
+
+// checkSample says why packets cannot be sampled in a set like that.
+func checkSample(set *policy.Set, s *policy.Sample) error {
+	if s.Key != policy.FieldSaddr && s.Key != policy.FieldDaddr || s.Rate == 0 || s.Burst == 0 {
+		return fmt.Errorf("unknown: a sample of field %d, %d per second, burst %d", s.Key, s.Rate, s.Burst)
+	}
+	if !set.Dynamic {
+		return fmt.Errorf("set %s is not one that packets fill", set.Name)
+	}
+	return checkKey(set, []policy.Field{s.Key})
+}
+
 // checkKey says whether the fields are those that a set is keyed by.
 func checkKey(set *policy.Set, fields []policy.Field) error {
 	var key [2]policy.Type

@@ -72,6 +72,8 @@ type table struct {
 	family policy.Family
 	chains map[string]*policy.Chain
 	sets   map[string]*policy.Set
+	// counters are those that are there.
+	counters map[string]bool
 }
 
 // New returns a Tracer for the ruleset, which must not change while it is used.
@@ -87,6 +89,10 @@ func New(r *policy.Ruleset) *Tracer {
 		to.sets = make(map[string]*policy.Set, len(from.Sets))
 		for j := range from.Sets {
 			to.sets[from.Sets[j].Name] = &from.Sets[j]
+		}
+		to.counters = make(map[string]bool, len(from.Counters))
+		for j := range from.Counters {
+			to.counters[from.Counters[j].Name] = true
 		}
 	}
 	return t
@@ -264,11 +270,14 @@ func (w *walk) rule(chain *policy.Chain, i int) (policy.Verdict, error) {
 			return policy.Verdict{}, err
 		}
 		if m.Op == policy.OpVerdict {
-			if j != len(rule.Match)-1 || rule.Counter || rule.Stamp.Mask != 0 || verdict.Kind != policy.VerdictNone {
+			if j != len(rule.Match)-1 || rule.Sample.Set != "" || rule.Log.Group != 0 || rule.Counter || rule.Count != "" || rule.Stamp.Mask != 0 || verdict.Kind != policy.VerdictNone {
 				return policy.Verdict{}, errors.New("a verdict map must be the end of its rule")
 			}
 			verdict = step.Element.Verdict
 		}
+	}
+	if err := w.statements(rule); err != nil {
+		return policy.Verdict{}, err
 	}
 	if rule.Stamp.Mask != 0 {
 		// The rule first loads the mark that it changes.
@@ -279,6 +288,27 @@ func (w *walk) rule(chain *policy.Chain, i int) (policy.Verdict, error) {
 	}
 	w.result.Path = append(w.result.Path, step)
 	return verdict, nil
+}
+
+// statements takes what a rule does before its verdict, for a packet within the rate
+// of every sample. All of that leaves the packet as it is.
+func (w *walk) statements(rule *policy.Rule) error {
+	if rule.Sample != (policy.Sample{}) {
+		set, ok := w.table.sets[rule.Sample.Set]
+		if !ok {
+			return fmt.Errorf("set %s does not exist", rule.Sample.Set)
+		}
+		if err := checkSample(set, &rule.Sample); err != nil {
+			return err
+		}
+		if rule.Verdict.Kind != policy.VerdictNone {
+			return errors.New("the verdict depends on how many packets there are")
+		}
+	}
+	if rule.Count != "" && !w.table.counters[rule.Count] {
+		return fmt.Errorf("counter %s does not exist", rule.Count)
+	}
+	return checkLog(rule)
 }
 
 // match tells whether one comparison is true.
