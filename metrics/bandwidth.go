@@ -46,6 +46,10 @@ func newShapingMetrics() shapingMetrics {
 	}
 }
 
+func (s *shapingMetrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{s.shaped, s.invalid, s.unshaped, s.repaired, s.failed}
+}
+
 // SetShaping says how the shaping is going.
 func (m *Metrics) SetShaping(s ShapingStatus) {
 	m.mu.Lock()
@@ -94,12 +98,12 @@ func newBandwidthCollector(read func() ([]Bandwidth, error), perPod bool) *bandw
 		read: read, perPod: perPod,
 		sums: make(map[series]*Bandwidth), last: make(map[series]Bandwidth),
 		bytes:      desc("selvage_bandwidth_bytes_total", "Bytes, in whole frames, that shaped pods were sent (ingress) or have sent (egress)."),
-		packets:    desc("selvage_bandwidth_packets_total", "Packets of these."),
+		packets:    desc("selvage_bandwidth_packets_total", "Packets that shaped pods were sent (ingress) or have sent (egress)."),
 		drops:      desc("selvage_bandwidth_drops_total", "Packets of shaped pods that were dropped since the queue was full."),
 		overlimits: desc("selvage_bandwidth_overlimits_total", "Times that a packet of a shaped pod had to wait for its turn."),
 		backlog:    desc("selvage_bandwidth_backlog_bytes", "Bytes that wait in the queues of shaped pods."),
 		limit:      desc("selvage_bandwidth_limit_bytes_per_second", "What shaped pods are limited to, added up."),
-		success:    prometheus.NewDesc("selvage_bandwidth_scrape_success", "1 if the counters could be read from the kernel.", nil, nil),
+		success:    prometheus.NewDesc("selvage_bandwidth_scrape_success", "1 if the counters of bandwidth could be read from the kernel.", nil, nil),
 	}
 }
 
@@ -141,7 +145,7 @@ func (c *bandwidthCollector) add(now []Bandwidth) {
 	}
 	last := make(map[series]Bandwidth, len(now))
 	for _, b := range now {
-		of := series{b.Namespace, b.Pod, b.Direction}
+		of := series{clean(b.Namespace), clean(b.Pod), b.Direction}
 		before := c.last[of]
 		last[of] = b
 		if !c.perPod {

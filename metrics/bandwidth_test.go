@@ -34,7 +34,7 @@ selvage_bandwidth_drops_total{direction="ingress",namespace="shop"} ` + drops + 
 # HELP selvage_bandwidth_limit_bytes_per_second What shaped pods are limited to, added up.
 # TYPE selvage_bandwidth_limit_bytes_per_second gauge
 selvage_bandwidth_limit_bytes_per_second{direction="ingress",namespace="shop"} ` + limit + `
-# HELP selvage_bandwidth_scrape_success 1 if the counters could be read from the kernel.
+# HELP selvage_bandwidth_scrape_success 1 if the counters of bandwidth could be read from the kernel.
 # TYPE selvage_bandwidth_scrape_success gauge
 selvage_bandwidth_scrape_success 1
 `
@@ -55,7 +55,7 @@ selvage_bandwidth_scrape_success 1
 	now = []Bandwidth{pod("a", 300, 1, 0)}
 	is("a new one again, and it has sent more than the one before", page("2200", "0", "4.294967304e+09", "1000"))
 	broken = errors.New("no")
-	is("the kernel does not answer", `# HELP selvage_bandwidth_scrape_success 1 if the counters could be read from the kernel.
+	is("the kernel does not answer", `# HELP selvage_bandwidth_scrape_success 1 if the counters of bandwidth could be read from the kernel.
 # TYPE selvage_bandwidth_scrape_success gauge
 selvage_bandwidth_scrape_success 0
 `)
@@ -69,7 +69,7 @@ selvage_bandwidth_scrape_success 0
 func TestBandwidthByPod(t *testing.T) {
 	now := []Bandwidth{{Namespace: "shop", Pod: "a", Direction: "ingress", Packets: 3}, {Namespace: "shop", Pod: "b", Direction: "ingress", Packets: 4}}
 	c := newBandwidthCollector(func() ([]Bandwidth, error) { return now, nil }, true)
-	want := `# HELP selvage_bandwidth_packets_total Packets of these.
+	want := `# HELP selvage_bandwidth_packets_total Packets that shaped pods were sent (ingress) or have sent (egress).
 # TYPE selvage_bandwidth_packets_total counter
 selvage_bandwidth_packets_total{direction="ingress",namespace="shop",pod="a"} 3
 `

@@ -25,7 +25,21 @@ func scene() *Metrics {
 	m.SetObjects("networkpolicies", 1000)
 	m.SetInvalidPolicies(2)
 	m.ManifestRefused("syntax")
+	m.SourceFailed("pods", "unanswered")
+	m.SourceFailed("pods", "unanswered")
+	m.SourceFailed("networkpolicies", "forbidden")
+	m.ReadLastContact(func() time.Time { return time.UnixMilli(1_800_000_000_250) })
 	m.ReadReclaimErrors(func() uint64 { return 1 })
+	m.SetRuleset(Ruleset{Signatures: 12, Chains: 60, Rules: 180, Sets: 90, Elements: 4000, Counters: 70})
+	m.ReadDrops(func() uint64 { return 90 }, func() uint64 { return 10 })
+	m.ReadPolicies(func() (PolicyCounts, error) {
+		return PolicyCounts{
+			Policies: []PolicyCount{
+				{"shop", "db", "ingress", 700, 4}, {"shop", "web", "egress", 30, 0}, {"shop", "web", "ingress", 5000, 17},
+			},
+			Denied: []DeniedCount{{"", "", 2}, {"shop", "egress", 0}, {"shop", "ingress", 21}},
+		}, nil
+	})
 	m.SetBridges([]Bridge{{Name: "gone"}}, true)
 	m.SetBridges([]Bridge{{Name: "cni0", Covered: true}, {Name: "br1"}}, true)
 	m.SetUnenforceablePods(3)
@@ -50,7 +64,7 @@ func scene() *Metrics {
 	m.Synced(Sync{Failed: ReasonRefused, Duration: 30 * time.Millisecond})
 	m.Synced(Sync{
 		Duration:   700 * time.Microsecond,
-		Latencies:  []time.Duration{90 * time.Microsecond, time.Millisecond, 20 * time.Second},
+		Latencies:  []Latency{{"pods", 90 * time.Microsecond}, {"networkpolicies", time.Millisecond}, {"pods", 20 * time.Second}},
 		Batches:    3,
 		Messages:   41,
 		Generation: 7,
@@ -111,6 +125,61 @@ func TestLint(t *testing.T) {
 	}
 }
 
+// TestRetries counts a sync as one more try if the one before failed, however it ends.
+func TestRetries(t *testing.T) {
+	m := New("")
+	for i, step := range []struct {
+		failed Reason
+		want   float64
+	}{{ReasonRefused, 0}, {ReasonUnknown, 1}, {"", 2}, {"", 2}, {ReasonOther, 2}, {"", 3}} {
+		m.Synced(Sync{Failed: step.failed})
+		if got := testutil.ToFloat64(m.sync.retries); got != step.want {
+			t.Errorf("step %d: %v tried again, want %v", i, got, step.want)
+		}
+	}
+}
+
+// TestNoContact shows 0 and not the year 1 as long as a source was never heard of.
+func TestNoContact(t *testing.T) {
+	m := New("")
+	m.ReadLastContact(func() time.Time { return time.Time{} })
+	if err := testutil.GatherAndCompare(m.Gatherer(), strings.NewReader(`
+		# HELP selvage_source_last_contact_timestamp_seconds When the API server was last heard of, in Unix time; 0 if it never was. While it answers that is about once a minute at least.
+		# TYPE selvage_source_last_contact_timestamp_seconds gauge
+		selvage_source_last_contact_timestamp_seconds 0
+	`), "selvage_source_last_contact_timestamp_seconds"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHostileNames shows names that no label can have, or that look like the end of
+// one, without losing the other metrics.
+func TestHostileNames(t *testing.T) {
+	const name = "a\xff\"\n} 1\nselvage_in_sync 7"
+	m := New("")
+	m.SetBridges([]Bridge{{Name: name}}, false)
+	m.SetBridges([]Bridge{{Name: name, Covered: true}}, false)
+	m.SetPools(Pools{Use: []PoolUse{{Pool: name, Family: "IPv4"}}})
+	m.ReadBandwidth(func() ([]Bandwidth, error) { return []Bandwidth{{Namespace: name, Pod: name}}, nil }, true)
+	m.ReadPolicies(func() (PolicyCounts, error) {
+		return PolicyCounts{
+			Policies: []PolicyCount{{name, name, "ingress", 1, 1}, {others, others, "ingress", 1, 1}},
+			Denied:   []DeniedCount{{name, "ingress", 1}},
+		}, nil
+	})
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != 200 {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	if !strings.Contains(w.Body.String(), "\nselvage_in_sync 0\n") || strings.Contains(w.Body.String(), "\nselvage_in_sync 7") {
+		t.Errorf("a name has written a line:\n%s", w.Body)
+	}
+	if n := testutil.CollectAndCount(m.bridges); n != 1 {
+		t.Errorf("%d series of one bridge", n)
+	}
+}
+
 // TestInSync follows the gauge that an alert would watch.
 func TestInSync(t *testing.T) {
 	m := New("")
@@ -125,7 +194,7 @@ func TestInSync(t *testing.T) {
 		{"after the next sync", func() { m.Synced(Sync{}) }, 1},
 	} {
 		step.do()
-		if got := testutil.ToFloat64(m.inSync); got != step.want {
+		if got := testutil.ToFloat64(m.sync.inSync); got != step.want {
 			t.Errorf("%s: in sync %v, want %v", step.name, got, step.want)
 		}
 	}

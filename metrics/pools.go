@@ -34,11 +34,8 @@ type PoolUse struct {
 // maxPools is how many pools have series of their own.
 const maxPools = 100
 
-// The names of series that stand for more than one pool. No pool can have such a name.
-const (
-	nodePools  = "(podCIDRs)"
-	otherPools = "(others)"
-)
+// nodePools stands for the podCIDRs of all nodes. No pool can have such a name.
+const nodePools = "(podCIDRs)"
 
 // poolCollector shows what it was last told: one scrape never sees the numbers of two
 // counts, nor a pool that is gone.
@@ -77,11 +74,12 @@ func sumPools(all []PoolUse) []PoolUse {
 	named := make(map[string]bool)
 	sums := make(map[key]*PoolUse)
 	for _, u := range all {
+		u.Pool = clean(u.Pool)
 		switch {
 		case u.Pool == "":
 			u.Pool = nodePools
 		case !named[u.Pool] && len(named) == maxPools:
-			u.Pool = otherPools
+			u.Pool = others
 		default:
 			named[u.Pool] = true
 		}
