@@ -43,9 +43,18 @@ type agent struct {
 	conditions  *conditions
 	// bandwidth is nil if it is not shaped.
 	bandwidth *bandwidth
+	// pools and masquerade watch over the pools of addresses.
+	pools      *pools
+	masquerade *masquerade
 	// event, if it is set, makes an Event; see recorder.send.
 	event  func(notice) bool
 	source *source
+	// begun is when the agent was made.
+	begun time.Time
+	// drops tells of packets that policy denies.
+	drops      *drops
+	inForce    inForce
+	readySince lasting
 	// retry is the pause after a sync for the bridges' sake that failed.
 	retry time.Duration
 	// bridgesChanged has something in it if the bridges are to be synced.
@@ -57,8 +66,9 @@ type agent struct {
 	local    localPods
 	known    map[string]bool // the bridges that the enforcer was told of
 	problems problems
-	policies bool        // a policy changed, and its problems may not be known yet
-	waiting  []time.Time // when the events came that are not in force yet
+	policies bool          // a policy changed, and its problems may not be known yet
+	resolved *policy.Pools // the pools that all but the enforcer was told of
+	waiting  []event       // those that are not in force yet
 
 	mu sync.Mutex
 	// busy is when the sync that is going on began; zero if none is.
@@ -69,6 +79,11 @@ type agent struct {
 	failed error
 	// homeless is true if the source has no Node with this node's name.
 	homeless bool
+	// looked is when the bridges were last looked at.
+	looked time.Time
+	// generation is the one in force, lastSync when the last sync succeeded.
+	generation uint32
+	lastSync   time.Time
 }
 
 // enforcer is what the agent needs of *nft.Enforcer.
@@ -77,6 +92,9 @@ type enforcer interface {
 	Resync()
 	Problems() []policy.Problem
 	Objects() policy.Counts
+	Policies() []policy.PolicyPods
+	PolicyCounts() (nft.PolicyCounts, error)
+	counter
 }
 
 // bridges is what the agent needs of *link.Bridges.
@@ -94,8 +112,10 @@ type attachments interface {
 func newAgent(c config, log *slog.Logger, m *metrics.Metrics) *agent {
 	conditions := newConditions(log, m)
 	return &agent{
-		log: log, metrics: m, retry: time.Second,
+		log: log, metrics: m, retry: time.Second, begun: time.Now(),
 		conditions:     conditions,
+		pools:          newPools(log, m, c.policy.NodeName),
+		masquerade:     newMasquerade(log, m, conditions),
 		source:         newSource(conditions),
 		bridgesChanged: make(chan struct{}, 1),
 		local:          localPods{node: c.policy.NodeName},
@@ -120,8 +140,9 @@ func (a *agent) sync(ctx context.Context, b informer.Batch) error {
 		// take away what the agent before had put in force.
 		a.bridges.Check()
 	} else {
-		a.waiting = append(a.waiting, b.Received...)
-		a.waiting = a.waiting[max(0, len(a.waiting)-maxWaiting):]
+		for i, d := range b.Deltas {
+			a.await(d, b.Received[i])
+		}
 	}
 	return a.apply(ctx, b.Deltas, b.Resync)
 }
@@ -187,12 +208,16 @@ func bridgeDelta(name string, gone bool) policy.Delta {
 func (a *agent) apply(ctx context.Context, deltas []policy.Delta, compare bool) error {
 	for _, d := range a.bridgeDeltas() {
 		deltas = append(deltas, d)
+		if a.started {
+			a.await(d, a.lastLook())
+		}
 		if name := d.Object.GetObjectMeta().GetName(); d.Deleted {
 			delete(a.known, name)
 		} else {
 			a.known[name] = true
 		}
 	}
+	a.inForce.come(deltas)
 	began := time.Now()
 	a.setBusy(began)
 	if compare {
@@ -203,8 +228,9 @@ func (a *agent) apply(ctx context.Context, deltas []policy.Delta, compare bool) 
 	result, err := a.enforcer.Sync(context.WithoutCancel(ctx), deltas)
 	at := time.Now()
 	a.started = true
+	a.followPools(deltas)
 	a.reportObjects(deltas, err)
-	a.setDone(err)
+	a.setDone(result.Generation, at, err)
 	a.reportSync(result, err, at, at.Sub(began))
 	return err
 }
@@ -215,13 +241,57 @@ func (a *agent) reportObjects(deltas []policy.Delta, err error) {
 	a.metrics.SetObjects("pods", counts.Pods)
 	a.metrics.SetObjects("local_pods", counts.LocalPods)
 	a.metrics.SetObjects("namespaces", counts.Namespaces)
+	a.metrics.SetObjects("nodes", counts.Nodes)
 	a.metrics.SetObjects("networkpolicies", counts.Policies)
+	if err == nil { // else they are not in the kernel
+		a.metrics.SetRuleset(metrics.Ruleset{
+			Signatures: counts.Signatures, Chains: counts.Chains, Rules: counts.Rules,
+			Sets: counts.Sets, Elements: counts.Elements, Counters: counts.Counters,
+		})
+	}
 	// To ask for the problems is to look at all policies: not for each pod.
 	a.policies = a.policies || slices.ContainsFunc(deltas, isPolicy)
 	if a.policies {
 		a.metrics.SetInvalidPolicies(a.problems.set(a.enforcer.Problems()))
 		a.policies = err != nil // it may not have compiled them yet
 	}
+}
+
+// event is something that has changed.
+type event struct {
+	kind string // as the metrics have it
+	came time.Time
+}
+
+// await notes a change whose latency is to be measured. syncing is held.
+func (a *agent) await(d policy.Delta, came time.Time) {
+	a.waiting = append(a.waiting, event{latencyKind(d.Object), came})
+	a.waiting = a.waiting[max(0, len(a.waiting)-maxWaiting):]
+}
+
+// latencyKind is one of metrics.LatencyKinds.
+func latencyKind(o policy.Object) string {
+	switch o.(type) {
+	case *policy.Pod:
+		return "pods"
+	case *policy.Namespace:
+		return "namespaces"
+	case *policy.Node:
+		return "nodes"
+	case *policy.Bridge:
+		return "bridges"
+	case *policy.Pool:
+		return "ippools"
+	case *policy.ServiceCIDR:
+		return "servicecidrs"
+	}
+	return "networkpolicies"
+}
+
+func (a *agent) lastLook() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.looked
 }
 
 func isPolicy(d policy.Delta) bool {
@@ -236,8 +306,8 @@ func (a *agent) reportSync(r nft.Result, err error, at time.Time, took time.Dura
 		Generation: r.Generation, Tightened: r.Tightened, Repaired: r.Repaired,
 	}
 	if err == nil {
-		for _, came := range a.waiting {
-			s.Latencies = append(s.Latencies, at.Sub(came))
+		for _, e := range a.waiting {
+			s.Latencies = append(s.Latencies, metrics.Latency{Kind: e.kind, Took: at.Sub(e.came)})
 		}
 		a.waiting = nil
 	}
@@ -269,14 +339,22 @@ func (a *agent) setBusy(since time.Time) {
 	a.busy = since
 }
 
-// setDone notes how a sync went.
-func (a *agent) setDone(err error) {
+// setDone notes how a sync went that ended at some time.
+func (a *agent) setDone(generation uint32, at time.Time, err error) {
+	if err == nil {
+		a.inForce.arrive(at)
+	}
 	a.mu.Lock()
+	a.generation = generation
+	if err == nil {
+		a.lastSync = at
+	}
 	first := err == nil && !a.complete
 	a.busy, a.failed, a.homeless = time.Time{}, err, !a.local.here
 	a.complete = a.complete || err == nil
 	homeless := a.homeless
 	a.mu.Unlock()
+	_ = a.ready() // when that changes is remembered
 	if first {
 		// To have read everything at once has left much behind. It would be
 		// given back by and by; the node has better uses for it.
@@ -307,6 +385,13 @@ func (a *agent) healthy() error {
 
 // ready tells whether everything desired is in force, or all that is missing.
 func (a *agent) ready() error {
+	err := a.missing()
+	a.readySince.note(err == nil)
+	return err
+}
+
+// missing joins what is missing for everything desired to be in force.
+func (a *agent) missing() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var errs []error
@@ -329,6 +414,9 @@ func (a *agent) observeBridges(s link.Status) {
 		bridges = append(bridges, metrics.Bridge{Name: b.Name, Covered: b.Err == nil})
 	}
 	a.metrics.SetBridges(bridges, s.Uncovered() != nil)
+	a.mu.Lock()
+	a.looked = time.Now()
+	a.mu.Unlock()
 	a.pokeBridges()
 }
 

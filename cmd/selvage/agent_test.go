@@ -26,7 +26,7 @@ const asProgram = "SELVAGE_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
-		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+		os.Exit(run("selvage", os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
 }
@@ -246,15 +246,15 @@ func TestAgent(t *testing.T) {
 	first := startAgent(t, manifests)
 	eventually(t, "ready", isReady)
 	expectMetrics(t, map[string]float64{
-		"selvage_in_sync":                                   1,
-		"selvage_same_bridge_uncovered":                     0,
-		`selvage_bridge_covered{bridge="cni0"}`:             1,
-		`selvage_objects{kind="pods"}`:                      2,
-		`selvage_objects{kind="networkpolicies"}`:           1,
-		`selvage_source_connected{kind="pods"}`:             1,
-		"selvage_invalid_policies":                          0,
-		"selvage_generation_changes_total":                  0,
-		"selvage_policy_programming_duration_seconds_count": 0,
+		"selvage_in_sync":                                                           1,
+		"selvage_same_bridge_uncovered":                                             0,
+		`selvage_bridge_covered{bridge="cni0"}`:                                     1,
+		`selvage_objects{kind="pods"}`:                                              2,
+		`selvage_objects{kind="networkpolicies"}`:                                   1,
+		`selvage_source_connected{kind="pods"}`:                                     1,
+		"selvage_invalid_policies":                                                  0,
+		"selvage_generation_changes_total":                                          0,
+		`selvage_policy_programming_duration_seconds_count{kind="networkpolicies"}`: 0,
 	})
 	rules := ruleset(t)
 	if !strings.Contains(rules, "table ip selvage") || !strings.Contains(rules, "table ip6 selvage") || !strings.Contains(rules, "10.244.1.2 ") {
@@ -268,7 +268,7 @@ func TestAgent(t *testing.T) {
 	if got := metric(t, "selvage_generation"); got == generation {
 		t.Errorf("generation %v as before", got)
 	}
-	if got := metric(t, "selvage_policy_programming_duration_seconds_count"); got < 1 {
+	if got := metric(t, `selvage_policy_programming_duration_seconds_count{kind="networkpolicies"}`); got < 1 {
 		t.Errorf("%v events measured", got)
 	}
 	if !isReady() || ruleset(t) == rules {
@@ -464,7 +464,7 @@ func TestCompile(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "cluster.yaml", cluster)
 	var stdout, stderr bytes.Buffer
-	if code := run([]string{"compile", "--node-name=worker", "--manifests=" + dir}, &stdout, &stderr); code != 0 || stderr.Len() > 0 {
+	if code := run("selvage", []string{"compile", "--node-name=worker", "--manifests=" + dir}, &stdout, &stderr); code != 0 || stderr.Len() > 0 {
 		t.Fatalf("%d, %s", code, stderr.String())
 	}
 	if !strings.Contains(stdout.String(), "table ip selvage {") || !strings.Contains(stdout.String(), "10.244.1.2") {
@@ -474,7 +474,7 @@ func TestCompile(t *testing.T) {
 	write(t, dir, "garbage.yaml", "kind: NetworkPolicy\n\tx: [")
 	write(t, dir, "wrong.yaml", invalid)
 	stdout.Reset()
-	if code := run([]string{"compile", "--node-name=worker", "--manifests=" + dir}, &stdout, &stderr); code != 1 {
+	if code := run("selvage", []string{"compile", "--node-name=worker", "--manifests=" + dir}, &stdout, &stderr); code != 1 {
 		t.Errorf("%d for what is wrong", code)
 	}
 	for _, want := range []string{"garbage.yaml: document 1", "wrong.yaml: document 1", "NetworkPolicy shop/wrong", "10.0.0.0/33"} {

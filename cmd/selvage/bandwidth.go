@@ -1,12 +1,13 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,26 +39,17 @@ type bandwidth struct {
 	log     *slog.Logger
 	metrics *metrics.Metrics
 	node    string
-	// event, if it is set, makes an Event, and tells whether it could; see
-	// recorder.send.
-	event  func(notice) bool
-	shaper *tc.Shaper
-	finder *link.Finder
-	// told is what was said last.
-	told map[subject]said
-}
+	shaper  shaper
+	finder  *link.Finder
+	remarks remarks
+	// last is what the shaper told last.
+	last atomic.Pointer[tc.Status]
 
-// subject is what something is said about: of an object, a topic.
-type subject struct {
-	kind, name string
-	uid        types.UID
-	topic      string
-}
-
-// said is what was said, and whether there was an Event of it.
-type said struct {
-	text  string
-	event bool
+	// pooled is true once the shaper knows the pools. What came before waits in
+	// early, or pods would be without the limits of their pools for a moment.
+	pooled bool
+	pools  []shaping.Pool
+	early  []policy.Delta
 }
 
 // newBandwidth returns nil if the kernel has no traffic control, or it is not
@@ -66,13 +58,32 @@ func (a *agent) newBandwidth(c config) *bandwidth {
 	if !c.shaping.enabled {
 		return nil
 	}
-	b := &bandwidth{log: a.log, metrics: a.metrics, node: c.policy.NodeName, event: a.event, told: make(map[subject]said)}
+	b := &bandwidth{log: a.log, metrics: a.metrics, node: c.policy.NodeName, remarks: bandwidthRemarks(a.log, a.event)}
 	if err := b.open(c); err != nil {
 		a.noBandwidth("start", err)
 		return nil
 	}
 	a.metrics.ReadBandwidth(b.samples, c.shaping.perPod)
 	return b
+}
+
+// shaper is what bandwidth needs of *tc.Shaper.
+type shaper interface {
+	Change(func(*shaping.Model))
+	Suspect(tc.Change)
+	Look()
+	Run(context.Context) error
+	Ready() bool
+	Samples() ([]tc.Sample, error)
+	Close() error
+}
+
+func bandwidthRemarks(log *slog.Logger, event func(notice) bool) remarks {
+	return remarks{
+		event: event, action: "Shape",
+		appears: func(attributes ...any) { log.Warn("bandwidth is not limited as it is written", attributes...) },
+		over:    func(attributes ...any) { log.Info("bandwidth is no longer in doubt", attributes...) },
+	}
 }
 
 // noBandwidth tells that bandwidth is not shaped, because some part of it failed; or
@@ -114,15 +125,16 @@ func (b *bandwidth) open(c config) (err error) {
 	if b.finder, err = link.NewFinder(link.FinderOptions{Dirs: c.shaping.netns, Logger: b.log}); err != nil {
 		return fmt.Errorf("%w: see to it that the directories of --netns-dir can be read, and that the kernel is Linux 4.20 or later", err)
 	}
-	b.shaper, err = tc.New(tc.Options{
+	s, err := tc.New(tc.Options{
 		Logger: b.log, Find: b.find, Defaults: c.shaping.defaults, Exclude: c.shaping.exclude,
 		TakeOver: c.shaping.takeOver, ResyncInterval: c.resyncInterval, Observe: b.observe,
 	})
 	if err != nil {
-		err = fmt.Errorf("%w: give the kernel traffic control (CONFIG_NET_SCHED, sch_tbf, sch_ingress, cls_u32, act_mirred, ifb)",
+		return fmt.Errorf("%w: give the kernel traffic control (CONFIG_NET_SCHED, sch_tbf, sch_ingress, cls_u32, act_mirred, ifb)",
 			errors.Join(err, b.finder.Close()))
 	}
-	return err
+	b.shaper = s
+	return nil
 }
 
 func (b *bandwidth) close() error {
@@ -165,35 +177,57 @@ func (b *bandwidth) find(addrs []netip.Addr) (shaping.Interface, error) {
 	return at, nil
 }
 
-// update tells the shaper what is new. The first call has everything.
+// update tells the shaper what is new, once it knows the pools. The first call has
+// everything.
 func (b *bandwidth) update(deltas []policy.Delta) {
-	if b == nil {
+	switch {
+	case b == nil:
+	case !b.pooled:
+		b.early = append(b.early, deltas...)
+	default:
+		b.shaper.Change(func(m *shaping.Model) { b.change(m, deltas) })
+	}
+}
+
+// setPools tells the shaper what the pools say, if that is new: it looks at all pods
+// then.
+func (b *bandwidth) setPools(pools []shaping.Pool) {
+	same := func(p, o shaping.Pool) bool { return p.Limits == o.Limits && slices.Equal(p.CIDRs, o.CIDRs) }
+	if b == nil || b.pooled && slices.EqualFunc(b.pools, pools, same) {
 		return
 	}
+	early := b.early
+	b.pooled, b.pools, b.early = true, pools, nil
 	b.shaper.Change(func(m *shaping.Model) {
-		for _, d := range deltas {
-			switch o := d.Object.(type) {
-			case *policy.Namespace:
-				if d.Deleted {
-					m.SetNamespace(o.Name, nil)
-				} else {
-					m.SetNamespace(o.Name, o.Annotations)
-				}
-			case *policy.Pod:
-				key := shaping.Key{Namespace: o.Namespace, Name: o.Name}
-				if o.Node != b.node {
-					continue
-				}
-				if d.Deleted || o.Finished {
-					m.RemovePod(key)
-					continue
-				}
-				m.SetPod(shaping.Pod{
-					Key: key, UID: string(o.UID), Addrs: o.Addrs, HostNetwork: o.HostNetwork, Created: o.Created, Annotations: o.Annotations,
-				})
-			}
-		}
+		m.SetPools(pools)
+		b.change(m, early)
 	})
+}
+
+// change tells a model of pods and namespaces.
+func (b *bandwidth) change(m *shaping.Model, deltas []policy.Delta) {
+	for _, d := range deltas {
+		switch o := d.Object.(type) {
+		case *policy.Namespace:
+			if d.Deleted {
+				m.SetNamespace(o.Name, nil)
+			} else {
+				m.SetNamespace(o.Name, o.Annotations)
+			}
+		case *policy.Pod:
+			key := shaping.Key{Namespace: o.Namespace, Name: o.Name}
+			if o.Node != b.node {
+				continue
+			}
+			if d.Deleted || o.Finished {
+				m.RemovePod(key)
+				continue
+			}
+			m.SetPod(shaping.Pod{
+				Key: key, UID: string(o.UID), Addrs: o.Addrs, HostNetwork: o.HostNetwork, Created: o.Created, Annotations: o.Annotations,
+			})
+		}
+	}
 }
 
 // ready says whether the pods are shaped for the first time.
@@ -223,13 +257,6 @@ func unshapedReasons() []tc.Reason {
 	return []tc.Reason{tc.NoInterface, tc.HostNetwork, tc.ForeignQdisc, tc.NoPermission, tc.Refused}
 }
 
-// remark is something to say of an object, once as long as it stays the same.
-type remark struct {
-	about corev1.ObjectReference
-	// topic tells remarks on one object apart.
-	topic, reason, text string
-}
-
 // observe is told by the shaper how things are.
 func (b *bandwidth) observe(s tc.Status) {
 	m := metrics.ShapingStatus{
@@ -253,7 +280,8 @@ func (b *bandwidth) observe(s tc.Status) {
 		})
 	}
 	b.metrics.SetShaping(m)
-	b.tell(remarks)
+	b.last.Store(&s)
+	b.remarks.tell(remarks) // what has no Event yet gets it with the next round
 }
 
 // adviceFor says what is the matter, and what to do.
@@ -279,27 +307,4 @@ func objectOf(k shaping.Key, uid string) corev1.ObjectReference {
 		return corev1.ObjectReference{APIVersion: "v1", Kind: "Namespace", Name: k.Namespace, UID: types.UID(uid)}
 	}
 	return corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: k.Namespace, Name: k.Name, UID: types.UID(uid)}
-}
-
-// tell says what is new, and what is over.
-func (b *bandwidth) tell(remarks []remark) {
-	before := b.told
-	b.told = make(map[subject]said, len(remarks))
-	for _, r := range remarks {
-		name := cmp.Or(r.about.Namespace, "-") + "/" + r.about.Name
-		key := subject{r.about.Kind, name, r.about.UID, r.topic}
-		s := before[key]
-		if s.text != r.text {
-			b.log.Warn("bandwidth is not limited as it is written", "reason", r.reason, "kind", r.about.Kind, "name", name, "err", r.text)
-			s = said{text: r.text}
-		}
-		// There may be more to tell at once than Events that may be made.
-		s.event = s.event || b.event == nil || b.event(notice{about: r.about, action: "Shape", reason: r.reason, note: r.text})
-		b.told[key] = s
-	}
-	for s := range before {
-		if _, ok := b.told[s]; !ok {
-			b.log.Info("bandwidth is no longer in doubt", "kind", s.kind, "name", s.name, "about", s.topic)
-		}
-	}
 }

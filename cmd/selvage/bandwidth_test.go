@@ -25,16 +25,14 @@ func TestBandwidthRemarks(t *testing.T) {
 	var log strings.Builder
 	var events []string
 	refuse := false
-	b := &bandwidth{
-		log: slog.New(slog.NewTextHandler(&log, nil)), metrics: metrics.New("test"), told: map[subject]said{},
-		event: func(n notice) bool {
-			if refuse {
-				return false
-			}
-			events = append(events, fmt.Sprintf("%s %s/%s %s: %s", n.about.Kind, n.about.Namespace, n.about.Name, n.reason, n.note))
-			return true
-		},
-	}
+	b := &bandwidth{metrics: metrics.New("test")}
+	b.remarks = bandwidthRemarks(slog.New(slog.NewTextHandler(&log, nil)), func(n notice) bool {
+		if refuse {
+			return false
+		}
+		events = append(events, fmt.Sprintf("%s %s/%s %s: %s", n.about.Kind, n.about.Namespace, n.about.Name, n.reason, n.note))
+		return true
+	})
 	web := shaping.Pod{Key: shaping.Key{Namespace: "shop", Name: "web"}, UID: "u"}
 	wrong := shaping.Problem{Pod: web.Key, UID: "u", Annotation: "kubernetes.io/ingress-bandwidth", Err: errors.New("10Mbit")}
 	worse := wrong
@@ -113,8 +111,58 @@ func TestShapingFlags(t *testing.T) {
 func TestNoBandwidth(t *testing.T) {
 	var b *bandwidth
 	b.update([]policy.Delta{{Object: &policy.Pod{}}})
+	b.setPools([]shaping.Pool{{}})
 	if err := errors.Join(b.ready(), b.close()); err != nil {
 		t.Error(err)
+	}
+}
+
+// fakeShaper has a model, and counts how often that was changed.
+type fakeShaper struct {
+	shaper
+	model   *shaping.Model
+	changes int
+	samples []tc.Sample
+}
+
+func (*fakeShaper) Ready() bool                     { return true }
+func (f *fakeShaper) Samples() ([]tc.Sample, error) { return f.samples, nil }
+
+func (f *fakeShaper) Change(change func(*shaping.Model)) {
+	f.changes++
+	change(f.model)
+}
+
+// TestBandwidthOfPools has the pools be there before the first pods, and told of when
+// they have changed.
+func TestBandwidthOfPools(t *testing.T) {
+	s := &fakeShaper{model: shaping.NewModel(shaping.Limits{})}
+	b := &bandwidth{node: "worker", shaper: s}
+	pools := func(rate shaping.Rate) []shaping.Pool {
+		return []shaping.Pool{{CIDRs: cidrs("10.1.0.0/24"), Limits: shaping.Limits{{Rate: rate}}}}
+	}
+	for i, step := range []struct {
+		do      func()
+		changes int
+		limited string // the pods that have changed, with their rates
+	}{
+		{func() { b.update([]policy.Delta{localPod("a", "10.1.0.1")}) }, 0, ""},
+		{func() { b.update([]policy.Delta{localPod("b", "10.2.0.1")}) }, 0, ""},
+		{func() { b.setPools(pools(1_000_000)) }, 1, "shop/a:1M shop/b:unlimited "},
+		{func() { b.setPools(pools(1_000_000)) }, 1, ""},
+		{func() { b.update([]policy.Delta{localPod("c", "10.1.0.3")}) }, 2, "shop/c:1M "},
+		{func() { b.setPools(pools(2_000_000)) }, 3, "shop/a:2M shop/b:unlimited shop/c:2M "},
+		{func() { b.setPools(nil) }, 4, "shop/a:unlimited shop/b:unlimited shop/c:unlimited "},
+		{func() { b.setPools(nil) }, 4, ""},
+	} {
+		step.do()
+		limited := ""
+		for _, k := range s.model.Changed() {
+			limited += fmt.Sprintf("%s:%v ", k, s.model.Limits(k)[shaping.Ingress].Rate)
+		}
+		if s.changes != step.changes || limited != step.limited {
+			t.Errorf("step %d: %d changes, %q; want %d, %q", i, s.changes, limited, step.changes, step.limited)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	eventsv1 "k8s.io/api/events/v1"
 
+	"github.com/selvage-net/selvage/informer"
 	"github.com/selvage-net/selvage/informer/link/isolate"
 )
 
@@ -67,6 +68,17 @@ func (r *refusing) reasons() map[string]int {
 	return n
 }
 
+// kubeconfigOf writes a file that leads to an API server.
+func kubeconfigOf(t *testing.T, server string) (file string) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "kubeconfig")
+	config := fmt.Sprintf(`{"clusters": [{"name": "c", "cluster": {"server": %q}}], "contexts": [{"name": "c", "context": {"cluster": "c"}}], "current-context": "c"}`, server)
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 // TestNoRole runs the agent with an account that may do nothing but make Events.
 func TestNoRole(t *testing.T) {
 	if !isolate.Test(t) {
@@ -75,21 +87,16 @@ func TestNoRole(t *testing.T) {
 	world(t)
 	isolate.Sh(t, "nft add table inet kindnet-network-policies")
 	server := newRefusing(t)
-	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	config := fmt.Sprintf(`{"clusters": [{"name": "c", "cluster": {"server": %q}}], "contexts": [{"name": "c", "context": {"cluster": "c"}}], "current-context": "c"}`, server.URL)
-	if err := os.WriteFile(kubeconfig, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	agent := []string{"agent", "--node-name=worker", "--kubeconfig=" + kubeconfig}
+	agent := []string{"agent", "--node-name=worker", "--kubeconfig=" + kubeconfigOf(t, server.URL)}
 	first := startAgentWith(t, agent...)
 	eventually(t, "not ready for the right reasons", func() bool {
 		code, body, err := get("/readyz")
-		return err == nil && code == http.StatusServiceUnavailable && strings.Count(body, "\n") == 4 &&
+		return err == nil && code == http.StatusServiceUnavailable && strings.Count(body, "\n") == len(informer.Kinds) &&
 			strings.Contains(body, `cannot list resource "networkpolicies": give its account the verbs list and watch`)
 	})
 	eventually(t, "told by Events", func() bool {
 		got := server.reasons()
-		return got["ObjectsRefused"] == 4 && got["OldAPIServer"] == 1 && got["OtherPolicyEngine"] == 1
+		return got["ObjectsRefused"] == len(informer.Kinds) && got["OldAPIServer"] == 1 && got["OtherPolicyEngine"] == 1
 	})
 	if line := fails(t, selvage(os.Args[0], append(agent, "--http-address=")...)); !strings.Contains(line, "runs already") {
 		t.Errorf("second agent: %s", line)
@@ -100,7 +107,7 @@ func TestNoRole(t *testing.T) {
 	if err := first.end(t, os.Interrupt); err != nil {
 		t.Errorf("ended with %v", err)
 	}
-	if got := strings.Count(first.log.String(), "condition has appeared"); got != 6 {
+	if got := strings.Count(first.log.String(), "condition has appeared"); got != len(informer.Kinds)+2 {
 		t.Errorf("%d lines of conditions", got)
 	}
 	server.mu.Lock()

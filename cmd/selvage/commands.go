@@ -15,7 +15,12 @@ import (
 	"github.com/selvage-net/selvage/shaping/tc"
 )
 
-func newRoot(stdout, stderr io.Writer) *cobra.Command {
+// pluginName is the name under which kubectl finds the program as its plugin.
+const pluginName = "kubectl-selvage"
+
+// newRoot returns all commands or, for kubectl's plugin, those that are not about the
+// machine on which they run.
+func newRoot(plugin bool, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "selvage",
 		Short:         "NetworkPolicy and bandwidth in the kernel, for clusters with a simple network",
@@ -25,7 +30,14 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newAgentCommand(), newCompileCommand(), newCleanupCommand(), newVersionCommand())
+	called := root.Use
+	if plugin {
+		called = "kubectl selvage"
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: called}
+	} else {
+		root.AddCommand(newAgentCommand(), newCleanupCommand())
+	}
+	root.AddCommand(newStatusCommand(plugin), newExplainCommand(called), newDropsCommand(plugin), newPoolsCommand(), newCompileCommand(), newVersionCommand())
 	return root
 }
 
@@ -33,11 +45,12 @@ func newAgentCommand() *cobra.Command {
 	c := defaultConfig()
 	cmd := &cobra.Command{
 		Use:   "agent",
-		Short: "enforce the cluster's NetworkPolicies and the pods' bandwidth on this node",
+		Short: "enforce the cluster's NetworkPolicies, the pods' bandwidth and what IPPools say on this node",
 		Long: `Enforce the cluster's NetworkPolicies for the pods of this node, by the nftables
 tables "ip selvage" and "ip6 selvage", and hold the pods to their bandwidth, by
-queueing disciplines at their interfaces. All of it stays in force when the agent
-ends; the next one takes it over as it is. It needs root, or CAP_NET_ADMIN.`,
+queueing disciplines at their interfaces. What leaves a pool that says natOutgoing is
+masqueraded by the same tables. All of it stays in force when the agent ends; the next
+one takes it over as it is. It needs root, or CAP_NET_ADMIN.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.validate(); err != nil {
@@ -57,8 +70,8 @@ func newCompileCommand() *cobra.Command {
 		Use:   "compile",
 		Short: "print the rules that manifests mean for a node; needs no privileges",
 		Long: `Print the rules that the manifests mean for a node, as nft would write them.
-Whatever is wrong with the manifests or the policies in them is said, one per
-line, and makes the exit code 1: a check for a pipeline.`,
+Whatever is wrong with the manifests, or the policies and pools in them, is said, one
+per line, and makes the exit code 1: a check for a pipeline.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if c.manifests == "" {
@@ -81,6 +94,11 @@ func compile(c config, w io.Writer) error {
 	for _, p := range problems {
 		if err == nil || !strings.Contains(err.Error(), p.Err.Error()) { // or it is said already, with its file
 			errs = append(errs, fmt.Errorf("NetworkPolicy %s/%s: %w", p.Namespace, p.Name, p.Err))
+		}
+	}
+	for _, p := range resolve(snapshot, c.policy.ServiceCIDRs).Problems {
+		if err == nil || !strings.Contains(err.Error(), p.Err.Error()) {
+			errs = append(errs, fmt.Errorf("IPPool %s: %w", p.Pool.Name, p.Err))
 		}
 	}
 	if _, err := io.WriteString(w, ruleset.String()); err != nil {

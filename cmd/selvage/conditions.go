@@ -30,13 +30,21 @@ const (
 	reasonOtherEngine reason = "OtherPolicyEngine"
 	// reasonNoBandwidth is a node where the bandwidth of pods cannot be shaped.
 	reasonNoBandwidth reason = "BandwidthNotShaped"
+	// reasonNoMasquerade is a kernel that cannot do what a pool's natOutgoing says.
+	reasonNoMasquerade reason = "MasqueradeUnsupported"
+	// reasonBaseMasquerades is a base CNI that masquerades what a pool says should not
+	// be.
+	reasonBaseMasquerades reason = "BaseCNIMasquerades"
 	// reasonSecondAgent is what an agent says of itself that finds another one.
 	reasonSecondAgent reason = "SecondAgent"
 )
 
 // reasons are those that a condition can have.
 func reasons() []reason {
-	return []reason{reasonRefused, reasonOldServer, reasonNoPodCIDR, reasonOutsidePodCIDR, reasonNotEnforced, reasonOtherEngine, reasonNoBandwidth}
+	return []reason{
+		reasonRefused, reasonOldServer, reasonNoPodCIDR, reasonOutsidePodCIDR, reasonNotEnforced, reasonOtherEngine, reasonNoBandwidth,
+		reasonNoMasquerade, reasonBaseMasquerades,
+	}
 }
 
 // A condition is something about the node, or the cluster as the node sees it,
@@ -74,8 +82,9 @@ type conditions struct {
 // held is a condition that holds.
 type held struct {
 	condition
-	// said is true once it has appeared.
+	// said is true once it has appeared, at that time.
 	said  bool
+	at    time.Time
 	timer *time.Timer
 }
 
@@ -131,7 +140,7 @@ func (c *conditions) sayLater(t topic, h *held) {
 
 // say tells of a condition that appears. mu is held.
 func (c *conditions) say(h *held) {
-	h.said = true
+	h.said, h.at = true, time.Now()
 	c.log.Warn("condition has appeared", "reason", h.reason, "about", h.about, "message", h.message)
 	if c.event != nil {
 		c.event(h.condition)
@@ -165,12 +174,34 @@ func (c *conditions) unready() error {
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b condition) int {
-		return cmp.Or(cmp.Compare(a.reason, b.reason), cmp.Compare(a.about, b.about))
-	})
+	slices.SortFunc(found, condition.compare)
 	var errs []error
 	for _, f := range found {
 		errs = append(errs, errors.New(f.message))
 	}
 	return errors.Join(errs...)
+}
+
+// status is what /status says of conditions that have appeared.
+func (c *conditions) status() []conditionStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []*held
+	for _, of := range c.held {
+		for _, h := range of {
+			if h.said {
+				found = append(found, h)
+			}
+		}
+	}
+	slices.SortFunc(found, func(a, b *held) int { return a.compare(b.condition) })
+	all := []conditionStatus{}
+	for _, h := range found {
+		all = append(all, conditionStatus{h.reason, h.about, h.message, h.at})
+	}
+	return all
+}
+
+func (c condition) compare(o condition) int {
+	return cmp.Or(cmp.Compare(c.reason, o.reason), cmp.Compare(c.about, o.about))
 }

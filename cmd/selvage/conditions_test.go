@@ -68,6 +68,8 @@ func TestConditions(t *testing.T) {
 				# HELP selvage_conditions Things that somebody should put right, by reason; the log and an Event on the Node say what to do.
 				# TYPE selvage_conditions gauge
 				selvage_conditions{reason="BandwidthNotShaped"} 0
+				selvage_conditions{reason="BaseCNIMasquerades"} 0
+				selvage_conditions{reason="MasqueradeUnsupported"} 0
 				selvage_conditions{reason="NoPodCIDR"} 0
 				selvage_conditions{reason="ObjectsRefused"} %v
 				selvage_conditions{reason="OldAPIServer"} 0

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 
 	"github.com/selvage-net/selvage/informer"
@@ -35,6 +37,9 @@ type notice struct {
 	action string
 	reason string
 	note   string
+	// gist, if it is not empty, is what the agents of all nodes mean when each of them
+	// says this: the API server is to keep one Event of theirs.
+	gist string
 }
 
 // policyNotice tells of a policy that cannot be compiled.
@@ -117,10 +122,14 @@ func (r *recorder) deliver(ctx context.Context, n notice) {
 	}
 }
 
-// make makes an Event.
+// make makes an Event. That another agent has made it is as good.
 func (r *recorder) make(ctx context.Context, n notice) error {
 	e := newEvent(n, r.node, time.Now())
-	return r.client.Post().Namespace(e.Namespace).Resource("events").Body(e).Do(ctx).Error()
+	err := r.client.Post().Namespace(e.Namespace).Resource("events").Body(e).Do(ctx).Error()
+	if n.gist != "" && apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
 }
 
 // newEvent is what a notice looks like as an Event.
@@ -134,7 +143,7 @@ func newEvent(n notice, node string, now time.Time) *eventsv1.Event {
 		namespace = metav1.NamespaceDefault // where those on cluster-wide objects must be
 	}
 	return &eventsv1.Event{
-		ObjectMeta:          metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("%s.%x", n.about.Name, now.UnixNano())},
+		ObjectMeta:          metav1.ObjectMeta{Namespace: namespace, Name: eventName(n, now)},
 		EventTime:           metav1.NewMicroTime(now),
 		ReportingController: "selvage.dev/agent",
 		ReportingInstance:   node,
@@ -144,4 +153,21 @@ func newEvent(n notice, node string, now time.Time) *eventsv1.Event {
 		Note:                note,
 		Regarding:           n.about,
 	}
+}
+
+// eventName returns a name that no other Event has or, if there is a gist, only one
+// that means the same.
+func eventName(n notice, now time.Time) string {
+	name := n.about.Name
+	if room := validation.DNS1123SubdomainMaxLength - len(".0123456789abcdef"); len(name) > room {
+		name = strings.TrimRight(name[:room], "-.")
+	}
+	if n.gist == "" {
+		return fmt.Sprintf("%s.%x", name, now.UnixNano())
+	}
+	hash := sha256.New()
+	for _, part := range []string{n.about.APIVersion, n.about.Kind, n.about.Name, string(n.about.UID), n.reason, n.gist} {
+		fmt.Fprintf(hash, "%q", part) // does not fail
+	}
+	return fmt.Sprintf("%s.%x", name, hash.Sum(nil)[:8])
 }

@@ -38,7 +38,7 @@ func TestConfig(t *testing.T) {
 		{"defaults", nil, "worker", nil},
 		{"name by flag", []string{"--node-name=worker"}, "", nil},
 		{"no name", nil, "", []string{"--node-name or set NODE_NAME"}},
-		{"all", []string{"--manifests=" + dir, "--mark-mask=0xf0", "--deny-action=reject", "--pod-to-node=policy", "--shared-set-threshold=0",
+		{"all", []string{"--manifests=" + dir, "--no-masquerade-cidrs=203.0.113.0/24,fd00::/8", "--service-cidrs=10.96.0.0/12", "--mark-mask=0xf0", "--deny-action=reject", "--pod-to-node=policy", "--shared-set-threshold=0",
 			"--http-address=[::1]:80", "--log-level=debug", "--log-format=json", "--resync-interval=1m"}, "worker", nil},
 		{"nothing served", []string{"--http-address="}, "worker", nil},
 		{"no such directory", []string{"--manifests=" + dir + "/none"}, "worker", []string{"--manifests: stat"}},
@@ -46,6 +46,7 @@ func TestConfig(t *testing.T) {
 		{"an address for no service account", []string{"--api-server-dir=" + dir, "--kubeconfig=" + file}, "worker", []string{"--api-server-dir is for the pod's service account"}},
 		{"two sources", []string{"--manifests=" + dir, "--kubeconfig=" + file}, "worker", []string{"exclude each other"}},
 		{"address", []string{"--http-address=9470"}, "worker", []string{"--http-address: address 9470: missing port"}},
+		{"several addresses", []string{"--http-address=127.0.0.1:9470,fd00::1:9470", "--page"}, "worker", nil},
 		{"port", []string{"--http-address=:http-alt"}, "worker", []string{`"http-alt" is not a port`}},
 		{"everything at once", []string{"--mark-mask=1", "--deny-action=x", "--pod-to-node=y", "--shared-set-threshold=-1", "--log-level=loud",
 			"--log-format=xml", "--resync-interval=1ms"}, "worker", []string{"mark mask", "deny action", "pod to node", "negative", "loud", "xml", "1ms"}},
@@ -110,9 +111,12 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"agent", "--mark-mask=x"}, 1, "", "selvage: invalid argument"},
 		{[]string{"agent", "--node-name=", "--log-level=loud"}, 1, "", "selvage: the node's name is not known: give --node-name or set NODE_NAME\nselvage: --log-level"},
 		{[]string{"compile", "--node-name=worker"}, 1, "", "selvage: --manifests"},
+		{[]string{"agent", "--service-cidrs=10.96.0.1/12"}, 1, "", `selvage: invalid argument "10.96.0.1/12" for "--service-cidrs"`},
+		{[]string{"compile", "--no-masquerade-cidrs=all"}, 1, "", `selvage: invalid argument "all" for "--no-masquerade-cidrs"`},
+		{[]string{"pools", "--help"}, 0, "--service-cidrs", ""},
 	} {
 		var stdout, stderr bytes.Buffer
-		code := run(test.args, &stdout, &stderr)
+		code := run("selvage", test.args, &stdout, &stderr)
 		if code != test.code || !strings.Contains(stdout.String(), test.stdout) || !strings.HasPrefix(stderr.String(), test.stderr) ||
 			(test.stderr == "") != (stderr.Len() == 0) {
 			t.Errorf("%q: %d\nstdout %q\nstderr %q\nwant %d, %q, %q", test.args, code, stdout.String(), stderr.String(), test.code, test.stdout, test.stderr)

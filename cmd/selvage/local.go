@@ -7,13 +7,14 @@ import (
 	"github.com/selvage-net/selvage/policy"
 )
 
-// localPods keeps what link.Bridges must know: the node's pod CIDRs, and the
+// localPods keeps what is to be known of this node: its pod CIDRs and labels, and the
 // addresses of the pods that run on it.
 type localPods struct {
-	node  string
-	here  bool // there is a Node of that name
-	cidrs []netip.Prefix
-	pods  map[podKey][]netip.Addr
+	node   string
+	here   bool // there is a Node of that name
+	cidrs  []netip.Prefix
+	labels policy.Labels
+	pods   map[podKey][]netip.Addr
 }
 
 type podKey struct{ namespace, name string }
@@ -25,9 +26,9 @@ func (l *localPods) update(deltas []policy.Delta) bool {
 		switch o := d.Object.(type) {
 		case *policy.Node:
 			if o.Name == l.node {
-				l.cidrs, l.here = nil, !d.Deleted
+				l.cidrs, l.labels, l.here = nil, nil, !d.Deleted
 				if l.here {
-					l.cidrs = o.PodCIDRs
+					l.cidrs, l.labels = o.PodCIDRs, o.Labels
 				}
 				changed = true
 			}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/selvage-net/selvage/informer/link"
+	"github.com/selvage-net/selvage/metrics"
 	"github.com/selvage-net/selvage/policy"
 )
 
@@ -122,9 +123,14 @@ func TestUnseen(t *testing.T) {
 }
 
 // gauge is the value of a metric without labels, or the sum of those with some.
-func gauge(t *testing.T, a *agent, name string) (sum float64) {
+func gauge(t *testing.T, a *agent, name string) float64 {
 	t.Helper()
-	families, err := a.metrics.Gatherer().Gather()
+	return metricSum(t, a.metrics, name)
+}
+
+func metricSum(t *testing.T, m *metrics.Metrics, name string) (sum float64) {
+	t.Helper()
+	families, err := m.Gatherer().Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

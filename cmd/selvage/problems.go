@@ -2,8 +2,10 @@ package main
 
 import (
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/selvage-net/selvage/policy"
 )
@@ -15,7 +17,8 @@ type problems struct {
 	// event, if it is set, makes an Event on the policy.
 	event func(policy.Problem)
 
-	known map[string]string // what is wrong, by namespace/name
+	mu    sync.Mutex
+	known map[string]invalidPolicy // by namespace/name
 }
 
 // set takes all problems there are now, and returns how many policies have one.
@@ -29,16 +32,18 @@ func (p *problems) set(now []policy.Problem) int {
 			first[key] = problem
 		}
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	before := p.known
-	p.known = make(map[string]string, len(texts))
+	p.known = make(map[string]invalidPolicy, len(texts))
 	for key, t := range texts {
 		slices.Sort(t)
-		p.known[key] = strings.Join(slices.Compact(t), "; ")
+		p.known[key] = invalidPolicy{first[key].Namespace, first[key].Name, strings.Join(slices.Compact(t), "; ")}
 		if before[key] == p.known[key] {
 			continue
 		}
 		p.log.Warn("policy cannot be compiled as it is written: what is wrong matches nothing, the pods stay isolated",
-			"policy", key, "err", p.known[key])
+			"policy", key, "err", p.known[key].Message)
 		if p.event != nil {
 			problem := first[key]
 			p.event(problem)
@@ -50,4 +55,15 @@ func (p *problems) set(now []policy.Problem) int {
 		}
 	}
 	return len(texts)
+}
+
+// status is what /status says of them. It is safe for concurrent use with set.
+func (p *problems) status() []invalidPolicy {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := []invalidPolicy{}
+	for _, key := range slices.Sorted(maps.Keys(p.known)) {
+		all = append(all, p.known[key])
+	}
+	return all
 }

@@ -29,13 +29,36 @@ type source struct {
 	// answered is closed when the source knows the agent for the first time.
 	answered chan struct{}
 
-	mu       sync.Mutex
-	heard    bool
-	troubles [len(informer.Kinds)]*informer.Trouble
+	mu        sync.Mutex
+	heard     bool
+	connected [len(informer.Kinds)]bool
+	troubles  [len(informer.Kinds)]*informer.Trouble
 }
 
 func newSource(c *conditions) *source {
 	return &source{conditions: c, answered: make(chan struct{})}
+}
+
+// connect is told by the informer when it changes whether the source answers.
+func (s *source) connect(kind informer.Kind, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.connected[kind] = ok
+}
+
+// status is what /status says of the source.
+func (s *source) status() []sourceStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]sourceStatus, 0, len(informer.Kinds))
+	for _, kind := range informer.Kinds {
+		of := sourceStatus{Kind: kind.String(), Connected: s.connected[kind]}
+		if t := s.troubles[kind]; t != nil {
+			of.Error = t.Error()
+		}
+		all = append(all, of)
+	}
+	return all
 }
 
 // trouble is told by the informer of each failure, and with nil of its end.

@@ -43,8 +43,9 @@ func TestMissingObjects(t *testing.T) {
 			}
 		}, []string{"does not answer: connection refused"}},
 		{func() {
-			a.source.trouble(informer.Namespaces, nil)
-			a.source.trouble(informer.Nodes, nil)
+			for _, kind := range informer.Kinds {
+				a.source.trouble(kind, nil)
+			}
 			a.source.trouble(informer.Pods, trouble(informer.Pods, informer.Forbidden, forbidden("pods")))
 			a.source.trouble(informer.NetworkPolicies, trouble(informer.NetworkPolicies, informer.Forbidden, forbidden("networkpolicies")))
 		}, []string{"list and watch pods: ", "list and watch networkpolicies of networking.k8s.io/v1: "}},

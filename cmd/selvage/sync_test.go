@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,12 +25,17 @@ import (
 
 // fakeEnforcer notes what it is told.
 type fakeEnforcer struct {
-	deltas   []policy.Delta
-	resyncs  int
-	problems []policy.Problem
-	asked    int // how often for the problems
-	err      error
-	during   func()
+	deltas    []policy.Delta
+	resyncs   int
+	problems  []policy.Problem
+	asked     int // how often for the problems
+	policies  []policy.PolicyPods
+	tallied   nft.PolicyCounts
+	pools     *policy.Pools
+	counts    atomic.Int32 // how often the use of the pools was counted
+	err       error
+	uncounted error // of PolicyCounts
+	during    func()
 }
 
 func (f *fakeEnforcer) Sync(_ context.Context, deltas []policy.Delta) (nft.Result, error) {
@@ -39,9 +46,20 @@ func (f *fakeEnforcer) Sync(_ context.Context, deltas []policy.Delta) (nft.Resul
 	return nft.Result{Generation: 3}, f.err
 }
 
-func (f *fakeEnforcer) Resync()                    { f.resyncs++ }
-func (f *fakeEnforcer) Problems() []policy.Problem { f.asked++; return f.problems }
-func (f *fakeEnforcer) Objects() policy.Counts     { return policy.Counts{Pods: 7} }
+func (f *fakeEnforcer) Policies() []policy.PolicyPods           { return f.policies }
+func (f *fakeEnforcer) PolicyCounts() (nft.PolicyCounts, error) { return f.tallied, f.uncounted }
+func (f *fakeEnforcer) Resync()                                 { f.resyncs++ }
+func (f *fakeEnforcer) Problems() []policy.Problem              { f.asked++; return f.problems }
+func (f *fakeEnforcer) Objects() policy.Counts                  { return policy.Counts{Pods: 7} }
+func (f *fakeEnforcer) PoolUse() policy.Use                     { f.counts.Add(1); return policy.Use{} }
+
+// Pools are those without objects, unless there are some.
+func (f *fakeEnforcer) Pools() *policy.Pools {
+	if f.pools == nil {
+		f.pools = &policy.Pools{Implicit: true}
+	}
+	return f.pools
+}
 
 // fakeBridges shows what it is given.
 type fakeBridges struct {
@@ -68,6 +86,7 @@ func newTestAgent() (*agent, *fakeEnforcer, *fakeBridges) {
 	a := newAgent(c, slog.New(slog.DiscardHandler), metrics.New("test"))
 	e, b := new(fakeEnforcer), &fakeBridges{status: link.Status{Checked: true}}
 	a.enforcer, a.bridges, a.attachments = e, b, new(fakeAttachments)
+	a.drops = newDrops(c.drops, "worker", nil, slog.New(slog.DiscardHandler))
 	return a, e, b
 }
 
@@ -86,7 +105,7 @@ func initial(deltas ...policy.Delta) informer.Batch {
 	return b
 }
 
-// programmed is how many events the histogram has counted.
+// programmed is how many events the histograms have counted, by kind.
 func programmed(t *testing.T, a *agent) string {
 	t.Helper()
 	families, err := a.metrics.Gatherer().Gather()
@@ -95,7 +114,13 @@ func programmed(t *testing.T, a *agent) string {
 	}
 	for _, f := range families {
 		if f.GetName() == "selvage_policy_programming_duration_seconds" {
-			return f.GetMetric()[0].GetHistogram().String()
+			text := ""
+			for _, m := range f.GetMetric() {
+				if n := m.GetHistogram().GetSampleCount(); n > 0 {
+					text += fmt.Sprintf("%s %d ", m.GetLabel()[0].GetValue(), n)
+				}
+			}
+			return text
 		}
 	}
 	return ""
@@ -174,23 +199,29 @@ func TestHealth(t *testing.T) {
 
 // TestLatency counts each event once, when it is in force.
 func TestLatency(t *testing.T) {
-	a, e, _ := newTestAgent()
+	a, e, b := newTestAgent()
 	for i, step := range []struct {
 		b    informer.Batch
 		err  error
 		want string
 	}{
-		{initial(thisNode, aPolicy), nil, "sample_count:0"},
-		{batch(aPolicy), nil, "sample_count:1"},
-		{batch(aPolicy, aPolicy), errors.New("no luck"), "sample_count:1"},
-		{batch(aPolicy), errors.New("no luck"), "sample_count:1"},
-		{batch(), nil, "sample_count:4"},
-		{batch(), nil, "sample_count:4"},
+		{initial(thisNode, aPolicy), nil, ""},
+		{batch(aPolicy), nil, "networkpolicies 1 "},
+		{batch(aPolicy, thisNode), errors.New("no luck"), "networkpolicies 1 "},
+		{batch(aPolicy), errors.New("no luck"), "networkpolicies 1 "},
+		{batch(), nil, "networkpolicies 3 nodes 1 "},
+		{batch(), nil, "networkpolicies 3 nodes 1 "},
+		{batch(localPod("a", "10.1.0.1"), policy.Delta{Object: &policy.Namespace{}}, policy.Delta{Object: &policy.Pool{}}, policy.Delta{Object: &policy.ServiceCIDR{}}), nil,
+			"ippools 1 namespaces 1 networkpolicies 3 nodes 1 pods 1 servicecidrs 1 "},
+		{informer.Batch{}, nil, "bridges 1 ippools 1 namespaces 1 networkpolicies 3 nodes 1 pods 1 servicecidrs 1 "},
 	} {
-		e.err = step.err
+		if e.err = step.err; step.b.Deltas == nil && step.b.Received == nil { // nothing but a bridge has come
+			a.observeBridges(link.Status{})
+			b.status.Bridges = []link.Bridge{{Name: "cni0"}}
+		}
 		_ = a.sync(t.Context(), step.b)
-		if got := programmed(t, a); !strings.HasPrefix(got, step.want+" ") {
-			t.Errorf("step %d: %.40s, want %s", i, got, step.want)
+		if got := programmed(t, a); got != step.want {
+			t.Errorf("step %d: %s, want %s", i, got, step.want)
 		}
 	}
 	for range 3 {

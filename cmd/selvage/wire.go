@@ -47,26 +47,52 @@ func runAgent(ctx context.Context, c config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer release()
-	conn, err := nft.Open(nft.Options{Logger: log})
+	conn, lacks, err := openKernel(log)
 	if err != nil {
 		return err
 	}
-	if err := conn.Check(); err != nil {
-		return err
-	}
+	c.policy.Masquerade, c.policy.Log = lacks.masquerade == nil, lacks.log == nil
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	m := metrics.New(version)
 	a := newAgent(c, log, m)
 	e := nft.NewEnforcer(nft.EnforcerOptions{Conn: conn, Config: c.policy, Reclaimer: conntrack.Table{}, Logger: log})
 	defer func() { err = errors.Join(err, e.Close()) }()
-	a.enforcer = e
+	a.enforcer, a.drops = e, newDrops(c.drops, c.policy.NodeName, e, log)
+	a.masquerade.unsupported = lacks.masquerade
+	if lacks.log != nil {
+		a.drops.fail(lacks.log)
+	}
 	m.ReadReclaimErrors(e.ReclaimErrors)
+	m.ReadPolicies(func() (metrics.PolicyCounts, error) { return policyCounts(e.PolicyCounts()) })
+	m.ReadDrops(a.drops.loggedPackets, a.drops.leftOut)
 	if err := a.run(ctx, c, api); err != nil {
 		return err
 	}
 	log.Info("selvage agent ends; what is in force stays in force")
 	return nil
+}
+
+// lacking is what a kernel does not have of what policies can be enforced without; nil
+// where it has it.
+type lacking struct{ masquerade, log error }
+
+// openKernel returns a connection to the kernel, if that has all that the rules need.
+func openKernel(log *slog.Logger) (*nft.Conn, lacking, error) {
+	conn, err := nft.Open(nft.Options{Logger: log})
+	if err != nil {
+		return nil, lacking{}, err
+	}
+	if err := conn.Check(); err != nil {
+		return nil, lacking{}, err
+	}
+	lacks := lacking{masquerade: conn.CheckMasquerade(), log: conn.CheckLog()}
+	for _, err := range []error{lacks.masquerade, lacks.log} {
+		if err != nil && !errors.Is(err, nft.ErrUnsupported) {
+			return nil, lacking{}, err
+		}
+	}
+	return conn, lacks, nil
 }
 
 // run runs all parts until ctx ends or one of them fails.
@@ -80,19 +106,15 @@ func (a *agent) run(ctx context.Context, c config, api *rest.Config) (err error)
 		return err
 	}
 	a.bridges, a.attachments = b, attached
-	// What fails ends all the rest.
-	group, ctx := errgroup.WithContext(ctx)
-	if c.httpAddress != "" {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.httpAddress)
-		if err != nil {
-			return fmt.Errorf("--http-address: %w", err)
-		}
-		group.Go(func() error { return serve(ctx, l, newMux(a.metrics.Handler(), a.healthy, a.ready)) })
+	listeners, err := c.listen(ctx)
+	if err != nil {
+		return err
 	}
+	defer closeAll(listeners)
 	a.log.Info("selvage agent starts", "version", version, "node", c.policy.NodeName, "source", c.source(),
 		"markMask", (*markMask)(&c.policy.MarkMask).String(), "denyAction", c.policy.DenyAction, "podToNode", c.policy.PodToNode,
 		"sharedSetThreshold", c.policy.SharedAbove, "http", c.httpAddress,
-		"bandwidth", c.shaping.enabled)
+		"bandwidth", c.shaping.enabled, "masquerade", c.policy.Masquerade)
 	observe := a.observer()
 	source, err := a.openSource(c, api, observe)
 	if err != nil {
@@ -100,12 +122,26 @@ func (a *agent) run(ctx context.Context, c config, api *rest.Config) (err error)
 	}
 	a.bandwidth = a.newBandwidth(c)
 	defer func() { err = errors.Join(err, a.bandwidth.close()) }()
-	inf := informer.New(informer.Options{Source: source, Logger: a.log, ResyncInterval: c.resyncInterval, Observe: observe})
+	// What fails ends all the rest.
+	group, ctx := errgroup.WithContext(ctx)
+	mux := newMux(a.endpoints(c))
+	for _, l := range listeners {
+		group.Go(func() error { return serve(ctx, l, mux) })
+	}
+	inf := informer.New(informer.Options{Source: source, Node: c.policy.NodeName, Logger: a.log, ResyncInterval: c.resyncInterval, Observe: observe})
+	if api != nil { // manifests are heard of only when they change
+		a.metrics.ReadLastContact(inf.LastContact)
+	}
 	group.Go(func() error { return inf.Run(ctx, a.sync) })
 	group.Go(func() error { return b.Run(ctx) })
 	group.Go(func() error { return a.followBridges(ctx) })
 	group.Go(func() error { return attached.Run(ctx) })
 	group.Go(func() error { return a.followEngines(ctx, c.resyncInterval) })
+	group.Go(func() error { return a.followMasqueraders(ctx, c.resyncInterval) })
+	group.Go(func() error { return a.pools.run(ctx, a.enforcer) })
+	if c.policy.Log {
+		group.Go(func() error { return a.drops.run(ctx) })
+	}
 	if a.bandwidth != nil {
 		group.Go(func() error { return a.persist(ctx, "shaper", a.bandwidth.run) })
 		group.Go(func() error { return a.persist(ctx, "interfaces", a.bandwidth.follow) })
@@ -137,8 +173,16 @@ func (a *agent) observer() informer.Observe {
 	}
 	return informer.Observe{
 		ManifestErrors: func(r informer.Reason) { a.metrics.ManifestRefused(string(r)) },
-		Connected:      func(kind informer.Kind, ok bool) { a.metrics.SetConnected(kind.String(), ok) },
-		Trouble:        a.source.trouble,
+		Connected: func(kind informer.Kind, ok bool) {
+			a.metrics.SetConnected(kind.String(), ok)
+			a.source.connect(kind, ok)
+		},
+		Trouble: func(kind informer.Kind, t *informer.Trouble) {
+			if t != nil {
+				a.metrics.SourceFailed(kind.String(), t.Cause.String())
+			}
+			a.source.trouble(kind, t)
+		},
 	}
 }
 
@@ -153,6 +197,7 @@ func (a *agent) openSource(c config, api *rest.Config, observe informer.Observe)
 		return nil, err
 	}
 	a.problems.event = func(p policy.Problem) { r.send(policyNotice(p)) }
+	a.pools.remarks.event = r.send
 	a.conditions.event = func(c condition) { r.send(nodeNotice(r.node, c.reason, c.message)) }
 	a.event = r.send
 	return informer.Kubernetes(api)
@@ -201,6 +246,22 @@ func apiServerIn(dir string) (string, error) {
 		return "", err
 	}
 	return "https://" + net.JoinHostPort(strings.TrimSpace(string(host)), strings.TrimSpace(string(port))), nil
+}
+
+// policyCounts is how package metrics has what the kernel has counted.
+func policyCounts(c nft.PolicyCounts, err error) (metrics.PolicyCounts, error) {
+	out := metrics.PolicyCounts{
+		Policies: make([]metrics.PolicyCount, 0, len(c.Policies)), Denied: make([]metrics.DeniedCount, 0, len(c.Denied)),
+	}
+	for _, p := range c.Policies {
+		out.Policies = append(out.Policies, metrics.PolicyCount{
+			Namespace: p.Namespace, Policy: p.Name, Direction: p.Direction, Allowed: p.Allowed.Packets, Denied: p.Denied.Packets,
+		})
+	}
+	for _, d := range c.Denied {
+		out.Denied = append(out.Denied, metrics.DeniedCount{Namespace: d.Namespace, Direction: d.Direction, Packets: d.Packets})
+	}
+	return out, err
 }
 
 // source says for the log where the objects come from.
