@@ -97,7 +97,7 @@ func TestFlowIsAllowedAndOthersAreNot(t *testing.T) {
 						t.Fatalf("%v is not allowed", p)
 					}
 				}
-				p := oracle.Packet{Src: nodeToSource, Dst: f.Pod, Protocol: protocol, Port: f.Port}
+				p := oracle.Packet{Src: nodeToSource[policy.IPv4], Dst: f.Pod, Protocol: protocol, Port: f.Port}
 				if oracle.Allowed(snap, Node, p) {
 					t.Errorf("%v is allowed", p)
 				}

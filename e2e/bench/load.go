@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -68,8 +67,6 @@ func (l Load) raw() bool { return l == UDPConnect || l == UDPConnectPeers }
 
 var errLost = errors.New("a packet that the rules allow did not arrive within a second")
 
-const payload = 32
-
 // ends are the sockets of one Triple for one Load.
 type ends struct {
 	load       Load
@@ -77,18 +74,18 @@ type ends struct {
 	source     int // the client's socket; none for TCPConnect
 	pod        int // the server's socket; listening for TCPConnect
 	ns         *Namespace
-	packet     [20 + 8 + payload]byte
+	packet     packet
 	buf        [256]byte
 	port       uint16
 	peer       int
-	to         unix.SockaddrInet4
+	to         unix.Sockaddr
 	connectors []int // sockets made in the source's namespace, one per connection
 }
 
 // open makes the sockets and, where the load needs it, the flow.
 func (l Load) open(t *Triple) (*ends, error) {
 	e := &ends{load: l, flow: t.Flow, ns: t.Source, source: -1, pod: -1, port: 1024}
-	e.to = unix.SockaddrInet4{Addr: t.Flow.Pod.As4(), Port: int(t.Flow.Port)}
+	e.to = sockaddr(t.Flow.Pod, t.Flow.Port)
 	if err := t.Pod.Do(e.openPod); err != nil {
 		return nil, fmt.Errorf("open the pod's socket: %w", errors.Join(err, e.close()))
 	}
@@ -118,13 +115,13 @@ func (e *ends) openPod() (err error) {
 	if e.tcp() {
 		kind = unix.SOCK_STREAM
 	}
-	if e.pod, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0); err != nil {
+	if e.pod, err = unix.Socket(domain(e.flow.Pod), kind|unix.SOCK_CLOEXEC, 0); err != nil {
 		return err
 	}
 	if err := errors.Join(
 		unix.SetsockoptInt(e.pod, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
 		unix.SetsockoptTimeval(e.pod, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}),
-		unix.Bind(e.pod, &unix.SockaddrInet4{Port: int(e.flow.Port)}),
+		unix.Bind(e.pod, sockaddr(e.flow.Pod, e.flow.Port)),
 	); err != nil {
 		return err
 	}
@@ -137,9 +134,9 @@ func (e *ends) openPod() (err error) {
 func (e *ends) openSource() (err error) {
 	switch e.load {
 	case UDPConnect, UDPConnectPeers:
-		e.build()
-		if e.source, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err == nil {
-			err = unix.Connect(e.source, &e.to)
+		e.packet = newPacket(e.flow)
+		if e.source, err = unix.Socket(domain(e.flow.Pod), unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err == nil {
+			err = unix.Connect(e.source, e.to)
 		}
 		return err
 	case TCPConnect:
@@ -147,11 +144,11 @@ func (e *ends) openSource() (err error) {
 	case TCPEstablished:
 		e.source, err = connector(e.flow.Peers[0])
 	default:
-		e.source, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		e.source, err = unix.Socket(domain(e.flow.Pod), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err == nil {
 			err = errors.Join(
 				unix.SetsockoptTimeval(e.source, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}),
-				unix.Bind(e.source, &unix.SockaddrInet4{Addr: e.flow.Peers[0].As4()}))
+				unix.Bind(e.source, sockaddr(e.flow.Peers[0], 0)))
 		}
 	}
 	return err
@@ -160,7 +157,7 @@ func (e *ends) openSource() (err error) {
 // connector makes a TCP client that gives up quickly and ends with a reset: no
 // TIME_WAIT keeps its port.
 func connector(peer netip.Addr) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(domain(peer), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
@@ -171,7 +168,7 @@ func connector(peer netip.Addr) (int, error) {
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}),
 		// The port is chosen at connect: bind alone would reserve it.
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
-		unix.Bind(fd, &unix.SockaddrInet4{Addr: peer.As4()}),
+		unix.Bind(fd, sockaddr(peer, 0)),
 	)
 }
 
@@ -180,7 +177,7 @@ func (e *ends) establish() error {
 	case UDPConnect, UDPConnectPeers, TCPConnect:
 		return nil
 	case TCPEstablished:
-		if err := unix.Connect(e.source, &e.to); err != nil {
+		if err := unix.Connect(e.source, e.to); err != nil {
 			return err
 		}
 		fd, _, err := unix.Accept4(e.pod, unix.SOCK_CLOEXEC)
@@ -193,7 +190,7 @@ func (e *ends) establish() error {
 		e.pod = fd
 		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
-	if err := unix.Connect(e.source, &e.to); err != nil {
+	if err := unix.Connect(e.source, e.to); err != nil {
 		return err
 	}
 	if e.load == UDPUnanswered {
@@ -210,17 +207,6 @@ func (e *ends) establish() error {
 		return err
 	}
 	return receive(e.source, e.buf[:])
-}
-
-// build makes the packet of a flow of one but for what differs. The kernel fills
-// in the header's checksum (raw(7)); UDP's own may be 0 in IPv4.
-func (e *ends) build() {
-	p := e.packet[:]
-	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
-	copy(p[16:20], e.flow.Pod.AsSlice())
-	binary.BigEndian.PutUint16(p[22:], e.flow.Port)
-	binary.BigEndian.PutUint16(p[24:], 8+payload)
 }
 
 // prepare does what must not be timed for n operations.
@@ -263,10 +249,7 @@ func (e *ends) once() error {
 		if e.peer++; e.load == UDPConnect || e.peer == len(e.flow.Peers) {
 			e.peer = 0
 		}
-		from := e.flow.Peers[e.peer].As4()
-		copy(e.packet[12:16], from[:])
-		binary.BigEndian.PutUint16(e.packet[20:], e.port)
-		if err := send(e.source, e.packet[:]); err != nil {
+		if err := send(e.source, e.packet.from(e.flow.Peers[e.peer], e.port)); err != nil {
 			return err
 		}
 		return receive(e.pod, e.buf[:])
@@ -298,7 +281,7 @@ func (e *ends) exchange(client, server int) error {
 func (e *ends) connect() error {
 	client := e.connectors[len(e.connectors)-1]
 	e.connectors = e.connectors[:len(e.connectors)-1]
-	if err := unix.Connect(client, &e.to); err != nil {
+	if err := unix.Connect(client, e.to); err != nil {
 		return errors.Join(err, unix.Close(client))
 	}
 	server, _, err := unix.Accept4(e.pod, unix.SOCK_CLOEXEC)

@@ -2,12 +2,15 @@ package bench
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/ti-mo/conntrack"
+	"golang.org/x/sys/unix"
 
 	"github.com/selvage-net/selvage/policy"
 )
@@ -54,36 +57,61 @@ func TestConntrackSeesWhatTheLoadsAreMeantToBe(t *testing.T) {
 		UDPConnect: {11, 0}, UDPConnectPeers: {11, 0}, UDPUnanswered: {1, 0},
 		UDPEstablished: {1, 1}, TCPEstablished: {1, 1}, TCPConnect: {11, 11},
 	} {
-		t.Run(load.String(), func(t *testing.T) {
-			triple := newTriple(t, testShapes[0].Flow())
-			if err := triple.LoadText(conntrackOnly); err != nil {
-				t.Fatal(err)
-			}
-			s := &Subject{Triple: triple}
-			var err error
-			if s.ends, err = load.open(triple); err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				if err := s.ends.close(); err != nil {
-					t.Error(err)
+		for name, flow := range map[string]Flow{"IPv4": testShapes[0].Flow(), "IPv6": ipv6Flow()} {
+			t.Run(load.String()+" "+name, func(t *testing.T) {
+				triple := newTriple(t, flow)
+				if err := triple.LoadText(strings.ReplaceAll(conntrackOnly, "table ip ", "table inet ")); err != nil {
+					t.Fatal(err)
 				}
-			}()
-			if _, err := s.batch(10); err != nil {
-				t.Fatal(err)
-			}
-			flows, answered := tracked(t, triple)
-			if flows != want.flows || answered != want.answered {
-				t.Errorf("%d flows, %d of them answered; want %d and %d", flows, answered, want.flows, want.answered)
-			}
-			if err := triple.FlushConntrack(); err != nil {
-				t.Fatal(err)
-			}
-			// A live connection's delayed acknowledgement opens its flow anew.
-			if flows, _ := tracked(t, triple); flows != 0 && load != TCPEstablished {
-				t.Errorf("%d flows after the flush", flows)
-			}
-		})
+				s := &Subject{Triple: triple}
+				var err error
+				if s.ends, err = load.open(triple); err != nil {
+					t.Fatal(err)
+				}
+				defer func() {
+					if err := s.ends.close(); err != nil {
+						t.Error(err)
+					}
+				}()
+				if _, err := s.batch(10); err != nil {
+					t.Fatal(err)
+				}
+				flows, answered := tracked(t, triple)
+				if flows != want.flows || answered != want.answered {
+					t.Errorf("%d flows, %d of them answered; want %d and %d", flows, answered, want.flows, want.answered)
+				}
+				if err := triple.FlushConntrack(); err != nil {
+					t.Fatal(err)
+				}
+				// A live connection's delayed acknowledgement opens its flow anew.
+				if flows, _ := tracked(t, triple); flows != 0 && load != TCPEstablished {
+					t.Errorf("%d flows after the flush", flows)
+				}
+			})
+		}
+	}
+}
+
+func ipv6Flow() Flow {
+	return Flow{
+		Pod: netip.MustParseAddr("2001:db8::1"), Port: Port,
+		Peers: []netip.Addr{netip.MustParseAddr("fd44::2"), netip.MustParseAddr("fd44::3")},
+	}
+}
+
+// TestChecksumsAreRight folds the packet with its pseudo header as a receiver does.
+func TestChecksumsAreRight(t *testing.T) {
+	f := ipv6Flow()
+	p := newPacket(f)
+	for port := range uint16(65535) {
+		b := p.from(f.Peers[port%2], port)
+		s := sum(b[8:]) + udpHeader + payload + unix.IPPROTO_UDP
+		for s>>16 != 0 {
+			s = s&0xffff + s>>16
+		}
+		if s != 0xffff || b[46] == 0 && b[47] == 0 {
+			t.Fatalf("from port %d: the sum is %#x, the checksum % x", port, s, b[46:48])
+		}
 	}
 }
 
@@ -101,11 +129,15 @@ func tracked(t *testing.T, triple *Triple) (flows, answered int) {
 		t.Fatal(err)
 	}
 	for _, f := range all {
+		if f.TupleOrig.Proto.Protocol == unix.IPPROTO_ICMPV6 {
+			continue // the kernel's own, as it makes multicast groups known
+		}
+		flows++
 		if f.Status.SeenReply() {
 			answered++
 		}
 	}
-	return len(all), answered
+	return flows, answered
 }
 
 func newTriple(t *testing.T, f Flow) *Triple {

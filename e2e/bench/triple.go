@@ -11,6 +11,9 @@ import (
 
 	"github.com/ti-mo/conntrack"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/selvage-net/selvage/policy"
 )
 
 // Flow is the traffic that is measured in one Triple.
@@ -20,9 +23,11 @@ type Flow struct {
 	Port uint16
 	// Peers are the addresses that connections come from, all of them allowed.
 	// The first one is the source's own; packets of the others are made by a
-	// raw socket.
+	// raw socket. All addresses are of one family.
 	Peers []netip.Addr
 }
+
+func (f Flow) family() policy.Family { return policy.FamilyOf(f.Pod) }
 
 // Triple is the smallest world in which a node forwards: a source, a node and
 // a pod, each a network namespace, joined by two pairs of veth and routed.
@@ -34,12 +39,12 @@ type Triple struct {
 	tracked *conntrack.Conn
 }
 
-// The addresses of the links between the namespaces. They belong to nobody
-// whom policy knows.
+// The addresses of the links between the namespaces, by family. They belong to
+// nobody whom policy knows.
 var (
-	nodeToSource = netip.MustParseAddr("192.168.255.1")
-	sourceToNode = netip.MustParseAddr("192.168.255.2")
-	nodeToPod    = netip.MustParseAddr("169.254.1.1")
+	nodeToSource = [...]netip.Addr{netip.MustParseAddr("192.168.255.1"), netip.MustParseAddr("fd00:ff::1:1")}
+	sourceToNode = [...]netip.Addr{netip.MustParseAddr("192.168.255.2"), netip.MustParseAddr("fd00:ff::1:2")}
+	nodeToPod    = [...]netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fd00:ff::2:1")}
 )
 
 // NewTriple builds the three namespaces for the flow. The node has no rules
@@ -82,16 +87,27 @@ func (t *Triple) Reversed() (*Triple, error) {
 	}
 	return &Triple{
 		Source: t.Pod, Node: t.Node, Pod: t.Source, tracked: t.tracked,
-		Flow: Flow{Pod: sourceToNode, Port: t.Flow.Port, Peers: []netip.Addr{t.Flow.Pod}},
+		Flow: Flow{Pod: sourceToNode[t.Flow.family()], Port: t.Flow.Port, Peers: []netip.Addr{t.Flow.Pod}},
 	}, nil
 }
 
 func (t *Triple) wire() error {
+	for _, n := range []*Namespace{t.Source, t.Node, t.Pod} {
+		// No router solicitation in the middle of a batch.
+		quiet := map[string]string{"ipv6/conf/all/disable_ipv6": "1"}
+		if t.Flow.family() == policy.IPv6 {
+			quiet = map[string]string{"ipv6/conf/default/accept_ra": "0", "ipv6/conf/default/router_solicitations": "0"}
+		}
+		if err := errors.Join(n.Sysctl(quiet), n.Sysctl(map[string]string{
+			"ipv4/conf/all/rp_filter":     "0",
+			"ipv4/conf/default/rp_filter": "0",
+		})); err != nil {
+			return err
+		}
+	}
 	if err := t.Node.Sysctl(map[string]string{
 		"ipv4/ip_forward":                "1",
-		"ipv4/conf/all/rp_filter":        "0",
-		"ipv4/conf/default/rp_filter":    "0",
-		"ipv6/conf/all/disable_ipv6":     "1", // no router solicitation in the middle of a batch
+		"ipv6/conf/all/forwarding":       "1",
 		"ipv4/conf/all/send_redirects":   "0",
 		"ipv4/conf/all/accept_redirects": "0",
 	}); err != nil {
@@ -99,22 +115,20 @@ func (t *Triple) wire() error {
 	}
 	for _, n := range []*Namespace{t.Source, t.Pod} {
 		if err := n.Sysctl(map[string]string{
-			"ipv6/conf/all/disable_ipv6":  "1",
-			"ipv4/conf/all/rp_filter":     "0",
-			"ipv4/conf/default/rp_filter": "0",
-			"ipv4/tcp_syncookies":         "0",
-			"ipv4/ip_local_port_range":    "10000 65000",
-			"ipv4/tcp_max_syn_backlog":    "4096",
-			"ipv4/icmp_ratelimit":         "0",
-			"core/somaxconn":              "4096",
+			"ipv4/tcp_syncookies":      "0",
+			"ipv4/ip_local_port_range": "10000 65000",
+			"ipv4/tcp_max_syn_backlog": "4096",
+			"ipv4/icmp_ratelimit":      "0",
+			"core/somaxconn":           "4096",
 		}); err != nil {
 			return err
 		}
 	}
-	if err := link(t.Node, "source0", nodeToSource, t.Source, "eth0", sourceToNode, t.Flow.Peers[0]); err != nil {
+	f := t.Flow.family()
+	if err := link(t.Node, "source0", nodeToSource[f], t.Source, "eth0", sourceToNode[f], t.Flow.Peers[0]); err != nil {
 		return fmt.Errorf("join source and node: %w", err)
 	}
-	if err := link(t.Node, "pod0", nodeToPod, t.Pod, "eth0", t.Flow.Pod); err != nil {
+	if err := link(t.Node, "pod0", nodeToPod[f], t.Pod, "eth0", t.Flow.Pod); err != nil {
 		return fmt.Errorf("join node and pod: %w", err)
 	}
 	// All that is not the pod is behind the source.
@@ -127,7 +141,7 @@ func (t *Triple) wire() error {
 	if err != nil {
 		return fmt.Errorf("find the link to the source: %w", err)
 	}
-	return h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: sourceToNode.AsSlice()})
+	return h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: sourceToNode[f].AsSlice()})
 }
 
 // link joins node and other by a veth pair. The other end gets the addresses,
@@ -193,10 +207,26 @@ func awaitUp(h *netlink.Handle, name string) error {
 }
 
 func addAddr(h *netlink.Handle, l netlink.Link, a netip.Addr) error {
-	if err := h.AddrAdd(l, &netlink.Addr{IPNet: hostNet(a)}); err != nil {
+	addr := &netlink.Addr{IPNet: hostNet(a)}
+	if a.Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	if err := h.AddrAdd(l, addr); err != nil {
 		return fmt.Errorf("add address %s: %w", a, err)
 	}
-	return nil
+	return awaitLocal(h, a)
+}
+
+// awaitLocal waits until the kernel takes an address for its own. IPv6 leaves that to
+// a work queue (addrconf_dad_work in net/ipv6/addrconf.c).
+func awaitLocal(h *netlink.Handle, a netip.Addr) error {
+	for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(time.Millisecond) {
+		routes, err := h.RouteGet(a.AsSlice())
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+	}
+	return fmt.Errorf("address %s does not become local", a)
 }
 
 func onLink(l netlink.Link, to netip.Addr) *netlink.Route {
@@ -219,11 +249,23 @@ func hostNet(a netip.Addr) *net.IPNet {
 }
 
 // LoadText loads a ruleset in nft's syntax into the node with `nft -f`.
-func (t *Triple) LoadText(text string) error {
-	cmd := exec.Command("nsenter", "--net="+t.Node.Path(), "nft", "-f", "-")
+func (t *Triple) LoadText(text string) error { return t.load(text, "nft", "-f", "-") }
+
+// LoadIPTables adds rules in the syntax of iptables-restore to the node's nftables.
+func (t *Triple) LoadIPTables(text string) error {
+	program := "iptables-nft-restore"
+	if t.Flow.family() == policy.IPv6 {
+		program = "ip6tables-nft-restore"
+	}
+	return t.load(text, program, "--noflush")
+}
+
+// load gives a program on the node some text to read.
+func (t *Triple) load(text string, program ...string) error {
+	cmd := exec.Command("nsenter", append([]string{"--net=" + t.Node.Path()}, program...)...)
 	cmd.Stdin = strings.NewReader(text)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("nft -f: %w: %.400s", err, out)
+		return fmt.Errorf("%s: %w: %.400s", strings.Join(program, " "), err, out)
 	}
 	return nil
 }

@@ -69,10 +69,18 @@ type Probe struct {
 // Result is what a probe saw.
 type Result struct {
 	Outcome Outcome
-	// By is the ID of the namespace that answered a TCP or UDP probe.
-	By string
+	// Answer is that to a TCP or UDP probe.
+	Answer
 	// Err is why the outcome is Unknown.
 	Err error
+}
+
+// Answer is what a server of Serve says of itself and of who asked.
+type Answer struct {
+	// By is the ID of the namespace that answered.
+	By string
+	// Source is where the question came from, as the server saw it.
+	Source netip.AddrPort
 }
 
 const (
@@ -84,7 +92,7 @@ const (
 
 // Probe sends all probes, many at a time, and returns their results in order.
 func (w *World) Probe(ctx context.Context, probes ...Probe) []Result {
-	return w.each(ctx, len(probes), func(i int) (Outcome, func(context.Context, string) (string, error)) {
+	return w.each(ctx, len(probes), func(i int) (Outcome, func(context.Context, string) (Answer, error)) {
 		return probes[i].Want, probes[i].send
 	})
 }
@@ -93,14 +101,14 @@ func (w *World) Probe(ctx context.Context, probes ...Probe) []Result {
 // Serve, all at once, and returns what became of them, as Probe does. want
 // decides how long to wait.
 func (w *World) Talk(ctx context.Context, conns []net.Conn, want []Outcome) []Result {
-	return w.each(ctx, len(conns), func(i int) (Outcome, func(context.Context, string) (string, error)) {
-		return want[i], func(ctx context.Context, token string) (string, error) { return Exchange(ctx, conns[i], token) }
+	return w.each(ctx, len(conns), func(i int) (Outcome, func(context.Context, string) (Answer, error)) {
+		return want[i], func(ctx context.Context, token string) (Answer, error) { return Exchange(ctx, conns[i], token) }
 	})
 }
 
 // each runs n sends, many at a time. A send gets a token for the server to see,
-// and returns who answered.
-func (w *World) each(ctx context.Context, n int, send func(i int) (Outcome, func(context.Context, string) (string, error))) []Result {
+// and returns the answer.
+func (w *World) each(ctx context.Context, n int, send func(i int) (Outcome, func(context.Context, string) (Answer, error))) []Result {
 	results := make([]Result, n)
 	tokens := make([]string, n)
 	slots := make(chan struct{}, parallel)
@@ -138,22 +146,22 @@ func newToken() string {
 	return hex.EncodeToString(id[:])
 }
 
-func (p Probe) send(ctx context.Context, token string) (by string, err error) {
+func (p Probe) send(ctx context.Context, token string) (Answer, error) {
 	switch p.Protocol {
 	case policy.TCP:
 		return p.sendTCP(ctx, token)
 	case policy.UDP:
 		return p.sendUDP(ctx, token)
 	case policy.SCTP:
-		return "", p.sendSCTP(ctx, token)
+		return Answer{}, p.sendSCTP(ctx, token)
 	}
-	return "", p.sendRaw(ctx, token)
+	return Answer{}, p.sendRaw(ctx, token)
 }
 
-func judge(by string, err error) Result {
+func judge(a Answer, err error) Result {
 	switch {
 	case err == nil:
-		return Result{Outcome: Allowed, By: by}
+		return Result{Outcome: Allowed, Answer: a}
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return Result{Outcome: Dropped}
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET),
@@ -163,49 +171,50 @@ func judge(by string, err error) Result {
 	return Result{Err: err}
 }
 
-func (p Probe) sendTCP(ctx context.Context, token string) (string, error) {
+func (p Probe) sendTCP(ctx context.Context, token string) (Answer, error) {
 	c, err := p.From.DialTCP(ctx, p.Src, p.To)
 	if err != nil {
-		return "", err
+		return Answer{}, err
 	}
 	defer c.Close()
 	// A reset leaves nothing behind that would speak again later.
 	if err := c.SetLinger(0); err != nil {
-		return "", err
+		return Answer{}, err
 	}
 	return Exchange(ctx, c, token)
 }
 
-func (p Probe) sendUDP(ctx context.Context, token string) (string, error) {
+func (p Probe) sendUDP(ctx context.Context, token string) (Answer, error) {
 	c, err := p.From.DialUDP(p.Src, p.To)
 	if err != nil {
-		return "", err
+		return Answer{}, err
 	}
 	defer c.Close()
 	return Exchange(ctx, c, token)
 }
 
-// Exchange sends a line (or datagram) to a server of Serve and returns the ID
-// of the namespace that gave it back. It fails with os.ErrDeadlineExceeded if
-// nothing comes back before ctx ends.
-func Exchange(ctx context.Context, c net.Conn, line string) (string, error) {
+// Exchange sends a line (or datagram) to a server of Serve and returns its answer.
+// It fails with os.ErrDeadlineExceeded if nothing comes back before ctx ends.
+func Exchange(ctx context.Context, c net.Conn, line string) (Answer, error) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
-		return "", errors.New("exchange without a deadline")
+		return Answer{}, errors.New("exchange without a deadline")
 	}
 	if err := c.SetDeadline(deadline); err != nil {
-		return "", err
+		return Answer{}, err
 	}
 	if _, err := fmt.Fprintf(c, "%s\n", line); err != nil {
-		return "", err
+		return Answer{}, err
 	}
-	answer, err := bufio.NewReader(c).ReadString('\n')
+	text, err := bufio.NewReader(c).ReadString('\n')
 	if err != nil {
-		return "", err
+		return Answer{}, err
 	}
-	by, ok := strings.CutPrefix(strings.TrimSpace(answer), line+" ")
-	if !ok {
-		return "", fmt.Errorf("answer %q to %q", answer, line)
+	rest, ok := strings.CutPrefix(strings.TrimSpace(text), line+" ")
+	by, source, _ := strings.Cut(rest, " ")
+	a := Answer{By: by}
+	if a.Source, err = netip.ParseAddrPort(source); !ok || err != nil {
+		return Answer{}, fmt.Errorf("answer %q to %q", text, line)
 	}
-	return by, nil
+	return a, nil
 }

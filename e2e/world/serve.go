@@ -62,11 +62,11 @@ func (n *Node) Serve(ports ...Port) error {
 }
 
 // Serve answers on the given addresses and ports: a TCP server gives back every
-// line, a UDP server every datagram, each with the namespace's ID after it; an
-// SCTP server answers an INIT for any port with an INIT ACK, through a raw
-// socket, as the kernel may have no SCTP of its own; so does a server of any
-// other protocol with a probe of its own kind. Ports that are served already
-// are left alone.
+// line, a UDP server every datagram, each with the namespace's ID and the source
+// that it saw after it; an SCTP server answers an INIT for any port with an INIT
+// ACK, through a raw socket, as the kernel may have no SCTP of its own; so does a
+// server of any other protocol with a probe of its own kind. Ports that are served
+// already are left alone.
 func (n *Namespace) Serve(addrs []netip.Addr, ports ...Port) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -146,6 +146,7 @@ func (n *Namespace) acceptTCP(l *net.TCPListener) {
 
 func (n *Namespace) echoTCP(c *net.TCPConn) {
 	defer c.Close()
+	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	lines := bufio.NewReader(c)
 	for {
 		line, err := lines.ReadString('\n')
@@ -153,7 +154,7 @@ func (n *Namespace) echoTCP(c *net.TCPConn) {
 			return
 		}
 		n.note([]byte(line))
-		if _, err := fmt.Fprintf(c, "%s %s\n", bytes.TrimSpace([]byte(line)), n.ID); err != nil {
+		if _, err := c.Write(n.answerTo([]byte(line), from)); err != nil {
 			return
 		}
 	}
@@ -171,8 +172,14 @@ func (n *Namespace) echoUDP(c *net.UDPConn) {
 		}
 		n.note(buf[:size])
 		// A lost answer shows at the one who waits for it.
-		_, _ = c.WriteToUDPAddrPort(fmt.Appendf(nil, "%s %s\n", bytes.TrimSpace(buf[:size]), n.ID), from)
+		_, _ = c.WriteToUDPAddrPort(n.answerTo(buf[:size], from), from)
 	}
+}
+
+// answerTo is what goes back for a line or datagram; see Exchange.
+func (n *Namespace) answerTo(question []byte, from netip.AddrPort) []byte {
+	from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
+	return fmt.Appendf(nil, "%s %s %s\n", bytes.TrimSpace(question), n.ID, from)
 }
 
 func (n *Namespace) note(data []byte) {

@@ -16,37 +16,6 @@ import (
 	"github.com/selvage-net/selvage/shaping"
 )
 
-// act is what the story of policies is followed by.
-type act struct {
-	title, about string
-	run          func(*cluster, context.Context, *result) error
-}
-
-// acts are about the bandwidth of the pod admin on node-b, which talks with stats on
-// node-a.
-func acts() []act {
-	return []act{{
-		title: "Bandwidth",
-		about: "admin is held to what its annotations say, in both directions; measured with one TCP flow.",
-		run:   (*cluster).measureLimits,
-	}, {
-		title: "A limit that changes in mid-transfer",
-		about: "The annotations change while stats sends to admin, and then they go. The flow lives on.",
-		run:   (*cluster).changeLimits,
-	}}
-}
-
-// perform does one act and reports it.
-func (c *cluster) perform(ctx context.Context, r *report, i int, a act) error {
-	r.heading(len(story)+i, a.title, a.about)
-	res := &result{Title: a.title}
-	if err := a.run(c, ctx, res); err != nil {
-		return err
-	}
-	r.act(res)
-	return nil
-}
-
 // shaped is the pod whose bandwidth is limited, peer the other end of its flows.
 const shaped, peer = "admin", "stats"
 

@@ -24,9 +24,10 @@ var serviceAddrs = []netip.Addr{netip.MustParseAddr("10.96.0.80"), netip.MustPar
 
 // cluster is the world of the demo, with an agent on each node.
 type cluster struct {
-	world *world.World
-	dir   string // of manifests
-	nodes []*world.Node
+	world  *world.World
+	binary string // the product's
+	dir    string // of manifests
+	nodes  []*world.Node
 	// outside are hosts without pods.
 	outside []*world.Node
 	// places are all pods and hosts by name.
@@ -43,7 +44,7 @@ type placed struct {
 
 // open builds the world that the manifests of the cluster describe and starts the
 // agents. The cluster must be closed even if there is an error.
-func (c *cluster) open(ctx context.Context, o options) error {
+func (c *cluster) open(ctx context.Context) error {
 	var err error
 	if c.world, err = world.New(); err != nil {
 		return err
@@ -67,7 +68,7 @@ func (c *cluster) open(ctx context.Context, o options) error {
 		return err
 	}
 	for _, n := range c.nodes {
-		a := &world.Agent{Node: n, Binary: o.agent, Manifests: c.dir, Log: filepath.Join(dir, n.Name+".log")}
+		a := &world.Agent{Node: n, Binary: c.binary, Manifests: c.dir, Log: filepath.Join(dir, n.Name+".log")}
 		c.agents = append(c.agents, a)
 	}
 	return c.startAgents(ctx)
@@ -90,7 +91,7 @@ func (c *cluster) close() error {
 func (c *cluster) build(ctx context.Context, s policy.Snapshot) error {
 	for _, n := range s.Nodes {
 		// The agent turns on the switch of the pods' bridge.
-		node, err := c.world.AddNode(world.NodeOptions{Name: n.Name, PodCIDRs: n.PodCIDRs, Filtering: world.FilterOff})
+		node, err := c.world.AddNode(world.NodeOptions{Name: n.Name, PodCIDRs: n.PodCIDRs, Addrs: n.Addrs, Filtering: world.FilterOff})
 		if err != nil {
 			return err
 		}

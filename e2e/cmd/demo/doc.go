@@ -8,7 +8,9 @@
 // what the API's prose says (package policy/oracle).
 //
 // Two acts about bandwidth follow: a pod is held to what its annotations say, and
-// that changes while a transfer is under way. What arrives is measured.
+// that changes while a transfer is under way. What arrives is measured. Then come
+// pools of addresses: what leaves them gets the node's address, a policy names one as
+// a peer, and `selvage pools` shows how much of them is in use.
 //
 // It needs root, and leaves nothing behind.
 package main

@@ -20,6 +20,12 @@ func (r *report) act(res *result) {
 	if res.Transfer != nil {
 		r.printf("%s\n\n", indent(res.Transfer.graph(r.colour)))
 	}
+	if len(res.Sources) > 0 {
+		r.printf("%s\n\n", indent(sourceTable(res.Sources)))
+	}
+	if res.Output != "" {
+		r.printf("%s\n", indent(res.Output))
+	}
 	r.checks(res)
 }
 

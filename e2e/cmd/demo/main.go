@@ -39,7 +39,7 @@ func run() int {
 	// A closed pipe (demo | head) ends the demo like Ctrl-C does.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	c := &cluster{places: map[string]*placed{}}
+	c := &cluster{binary: o.agent, places: map[string]*placed{}}
 	failed, err := play(ctx, c, o)
 	if cerr := c.close(); cerr != nil {
 		fmt.Fprintln(os.Stderr, "demo: clean up:", cerr)
@@ -84,7 +84,7 @@ func play(ctx context.Context, c *cluster, o options) (failed int, err error) {
 	}
 	r := newReport(os.Stdout, o)
 	r.opening()
-	if err := c.open(ctx, o); err != nil && ctx.Err() == nil {
+	if err := c.open(ctx); err != nil && ctx.Err() == nil {
 		r.agentLogs(c)
 		return 0, err
 	}
@@ -92,7 +92,7 @@ func play(ctx context.Context, c *cluster, o options) (failed int, err error) {
 		if ctx.Err() != nil || o.step && !waitForEnter(ctx) {
 			return 0, context.Canceled
 		}
-		if err := c.walk(ctx, r, i); err != nil && ctx.Err() == nil {
+		if err := c.walk(ctx, r, i, &story[i]); err != nil && ctx.Err() == nil {
 			r.agentLogs(c)
 			return 0, fmt.Errorf("step %d, %s: %w", i+1, story[i].title, err)
 		}
@@ -103,7 +103,7 @@ func play(ctx context.Context, c *cluster, o options) (failed int, err error) {
 		}
 		if err := c.perform(ctx, r, i, a); err != nil && ctx.Err() == nil {
 			r.agentLogs(c)
-			return 0, fmt.Errorf("%s: %w", a.title, err)
+			return 0, fmt.Errorf("%s: %w", a.name(), err)
 		}
 	}
 	if ctx.Err() != nil {

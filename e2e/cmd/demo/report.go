@@ -58,7 +58,7 @@ func (r *report) printf(format string, args ...any) {
 }
 
 func (r *report) opening() {
-	r.printf("%s\n", r.paint(bold, "Selvage: NetworkPolicy and bandwidth enforced in the kernel, shown with real connections"))
+	r.printf("%s\n", r.paint(bold, "Selvage: NetworkPolicy, bandwidth and address pools in the kernel, shown with real connections"))
 	r.printf(`
         node-a                               node-b                  outside
   ┌─────────────────────────────────┐  ┌──────────────────┐  ┌────────────────────┐
@@ -69,7 +69,7 @@ func (r *report) opening() {
                    └────────────────────────────┴──────────────────────┘
 
 Nodes, pods and hosts are network namespaces on this machine, with IPv4 and IPv6. On each node
-runs a real "selvage agent", which reads Pods, Namespaces, Nodes and NetworkPolicies from files.
+runs a real "selvage agent", which reads Pods, Namespaces, Nodes, NetworkPolicies and IPPools from files.
 After every change each source (row) opens a TCP connection to each target (column), over both
 families. What is seen must be what the story expects, and what an independent reading of the
 API's words (policy/oracle) expects:

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/selvage-net/selvage/e2e/world"
@@ -46,7 +47,16 @@ func TestClaims(t *testing.T) {
 	if err := c.build(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	for i, step := range story {
+	steps := slices.Clone(story)
+	for _, a := range acts() {
+		if a.step != nil {
+			steps = append(steps, *a.step)
+		}
+	}
+	for i, step := range steps {
+		if i == len(story) {
+			step.add = append([]string{"west", "east"}, step.add...)
+		}
 		if err := c.write(step.add...); err != nil {
 			t.Fatal(err)
 		}

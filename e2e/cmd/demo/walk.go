@@ -39,11 +39,13 @@ type result struct {
 	// Flows and Transfer are of the acts about bandwidth.
 	Flows    []flowResult `json:"flows,omitempty"`
 	Transfer *transfer    `json:"transfer,omitempty"`
+	// Sources and Output are of the acts about pools.
+	Sources []sourceRow `json:"sources,omitempty"`
+	Output  string      `json:"output,omitempty"`
 }
 
-// walk does one step of the story and reports it.
-func (c *cluster) walk(ctx context.Context, r *report, i int) error {
-	s := &story[i]
+// walk does a step, which has a number, and reports it.
+func (c *cluster) walk(ctx context.Context, r *report, i int, s *step) error {
 	r.heading(i, s.title, s.about)
 	r.manifests(s)
 	res := &result{Title: s.title}
