@@ -128,6 +128,12 @@ cluster-down: ## remove the cluster of `make cluster`
 e2e: e2e-build ## judge Selvage on a cluster of its own: upstream's NetworkPolicy suite and our specs (BACKEND)
 	bin/e2e --backend '$(BACKEND)' $(E2EFLAGS)
 
+.PHONY: observe
+observe: e2e-deps ## judge dashboards and alerts on a cluster of its own, with a real Prometheus
+	@.ci/install chromium:chromium
+	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/ ./cmd/observe
+	bin/observe
+
 .PHONY: test-vm
 test-vm: deps ## run what touches the kernel on those of Debian, 6.1 and 6.12, in virtual machines (VM_PACKAGES)
 	@.ci/install qemu-system-x86_64:qemu-system-x86 depmod:kmod find:findutils xz:xz-utils

@@ -32,7 +32,10 @@ apiServer: {host: 127.0.0.1, port: 6444, configMap: endpoint}
 agent:
   logLevel: debug
   logFormat: json
-  httpAddress: "[::]:9999"
+  httpAddress: "127.0.0.1:9999"
+  httpOnNode: true
+  page: true
+  dropLogRate: 2.5
   markMask: "0x000F0000"
   denyAction: reject
   podToNode: policy
@@ -75,8 +78,8 @@ func daemonSet(t *testing.T, all objects, name string) *appsv1.DaemonSet {
 // TestValues sees that each value gets where it belongs.
 func TestValues(t *testing.T) {
 	all := mustHelm(t, everything)
-	if _, ok := all["Namespace selvage-system"]; ok || len(all) != 4 {
-		t.Errorf("%d objects, with a namespace: %v; want 4 without", len(all), ok)
+	if _, ok := all["Namespace selvage-system"]; ok || len(all) != 5 {
+		t.Errorf("%d objects, with a namespace: %v; want 5 without", len(all), ok)
 	}
 	d := daemonSet(t, all, "selvage")
 	pod := d.Spec.Template.Spec
@@ -102,12 +105,12 @@ func TestValues(t *testing.T) {
 		t.Errorf("values differ (-want +got):\n%s", diff)
 	}
 	args := []string{
-		"agent", "--node-name=$(NODE_NAME)", "--http-address=[::]:9999", "--log-level=debug", "--log-format=json", "--mark-mask=0x000F0000",
+		"agent", "--node-name=$(NODE_NAME)", "--http-address=127.0.0.1:9999,$(HOST_IP):9999", "--log-level=debug", "--log-format=json", "--mark-mask=0x000F0000",
 		"--deny-action=reject", "--pod-to-node=policy", "--resync-interval=1h30m", "--shared-set-threshold=20000000",
 		"--bandwidth=true", "--netns-dir=/run/netns,/var/run/other/netns", "--take-over-bandwidth-plugin=true", "--metrics-per-pod=true",
 		"--default-ingress-bandwidth=1.5G", "--default-egress-bandwidth=500M", "--exclude-cidrs=10.244.0.0/16,fd00:10:244::/56",
 		"--no-masquerade-cidrs=192.168.0.0/16,2001:db8::/32", "--service-cidrs=10.96.0.0/12",
-		"--kubeconfig=/host/kubeconfig",
+		"--page", "--drop-log-rate=2.5", "--kubeconfig=/host/kubeconfig",
 	}
 	if diff := cmp.Diff(args, agent.Args); diff != "" {
 		t.Errorf("arguments differ (-want +got):\n%s", diff)
@@ -228,6 +231,7 @@ func TestSchema(t *testing.T) {
 		{"agent: {sharedSetThreshold: -1}", "at '/agent/sharedSetThreshold'"},
 		{"agent: {httpAddress: \":9470\"}", "at '/agent/httpAddress'"},
 		{"agent: {httpAddress: 127.0.0.1}", "at '/agent/httpAddress'"},
+		{"agent: {httpAddress: \"\", httpOnNode: true}", "agent.httpOnNode needs agent.httpAddress"},
 		{"agent: {httpAddress: \"127.0.0.1:65536\"}", "at '/agent/httpAddress'"},
 		{"agent: {kubeconfig: relative}", "at '/agent/kubeconfig'"},
 		{"agent: {kubeconfig: /a, manifests: /b}", "exclude each other"},
