@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"pgregory.net/rapid"
 
 	"github.com/selvage-net/selvage/policy"
@@ -225,6 +226,31 @@ func TestOneCounterForEachList(t *testing.T) {
 	}
 }
 
+// TestCountersOfPorts: where the port is looked up first, what is counted is counted for
+// all whose peers may use that port.
+func TestCountersOfPorts(t *testing.T) {
+	objects := []policy.Object{somePod("web", policytest.NodeA, "10.1.0.2")}
+	for name, ports := range map[string][]int32{"a": {80}, "b": {80, 81}, "c": {82}, "d": {83}} {
+		var list []networkingv1.NetworkPolicyPort
+		for _, p := range ports {
+			port := intstr.FromInt32(p)
+			list = append(list, networkingv1.NetworkPolicyPort{Port: &port})
+		}
+		objects = append(objects, allow(name, "client-"+name, list...))
+	}
+	cl := newCluster(t, objects...)
+	var got []string
+	for _, info := range cl.c.Counters() {
+		if !info.Denied {
+			got = append(got, fmt.Sprint(info.Policies))
+		}
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"[shop/a shop/b]", "[shop/b]", "[shop/c]", "[shop/d]"}, got); diff != "" {
+		t.Errorf("want (-) and got (+):\n%s", diff)
+	}
+}
+
 // TestCountsWhatAllIsAllowed: policies that allow everything have a chain that counts.
 // Neither that it comes nor that it goes denies anything.
 func TestCountsWhatAllIsAllowed(t *testing.T) {
@@ -255,6 +281,16 @@ func TestCountsWhatAllIsAllowed(t *testing.T) {
 	cl.c.Update(policy.Delta{Object: open, Deleted: true})
 	cl.want("only the one that allows nothing is left", true)
 	counted("closed", "[shop/closed] denied true")
+	other := open.DeepCopy()
+	other.Name, other.Spec.PodSelector.MatchLabels = "other", map[string]string{"other": "x"}
+	cl.put(somePod("other", policytest.NodeA, "10.1.0.3", "other"), other)
+	counted("other", "[shop/closed] denied true", "[shop/other] denied false")
+	if text := cl.c.Ruleset().String(); !strings.Contains(text, "10.1.0.2 . 10.1.0.2") || strings.Contains(text, "10.1.0.3 . 10.1.0.3") {
+		t.Errorf("who has nothing to fear need not be let through to itself:\n%s", text)
+	}
+	cl.c.Update(policy.Delta{Object: other, Deleted: true})
+	cl.c.Update(policy.Delta{Object: somePod("other", policytest.NodeA, "10.1.0.3", "other"), Deleted: true})
+	cl.c.Changes()
 	cl.put(open)
 	cl.want("everything is allowed again", false)
 	cl.c.Update(policy.Delta{Object: closed, Deleted: true})

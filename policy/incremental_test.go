@@ -129,6 +129,7 @@ func (l *life) restart() {
 		l.compiler.Changes()
 		change = policy.Diff(l.kernel, l.compiler.Ruleset())
 	}
+	l.flows.restarted(l.model.Snapshot())
 	l.apply(change)
 }
 

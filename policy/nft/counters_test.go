@@ -245,6 +245,7 @@ func TestCountsOutliveRules(t *testing.T) {
 	more("somebody has deleted a table")
 	c.router.nft(t, "reset counters table ip6 selvage")
 	more("somebody has reset the counters")
+	c.unread(t)
 	c.router.nft(t, "flush table ip selvage\ndelete set ip selvage self-v4\nadd set ip selvage self-v4 { type inet_service; }")
 	if r := resync(); !r.Replaced {
 		t.Errorf("not replaced: %+v", r)
@@ -255,11 +256,22 @@ func TestCountsOutliveRules(t *testing.T) {
 	mustSync(t, c.e, policy.Delta{Object: allowTo("also", edgePort+5, "10.9.0.0/16", "fd00:9::/64")})
 	c.traffic(t, 1)
 	c.read(t)
+	c.unread(t)
 	mustSync(t, c.e, policy.Delta{Object: allowTo("also", edgePort+5), Deleted: true})
 	more("another policy came and went")
 }
 
-// TestCountsAreAdopted: an agent that comes back goes on with what is in the kernel.
+// unread opens connections that nobody reads the counts of while their rules are there.
+func (c *counting) unread(t *testing.T) {
+	t.Helper()
+	for _, f := range policy.Families {
+		c.mustAsk(t, "allowed by peers", edgePeer[f], edgePod[f])
+		c.asked["peers"]++
+	}
+}
+
+// TestCountsAreAdopted: an agent that comes back takes over the counters that are in the
+// kernel, and counts from there.
 func TestCountsAreAdopted(t *testing.T) {
 	t.Parallel()
 	c := newCounting(t)
@@ -270,6 +282,7 @@ func TestCountsAreAdopted(t *testing.T) {
 	if r := mustSync(t, c.e, c.objects()...); r.Messages != 0 {
 		t.Errorf("%+v", r)
 	}
+	c.asked, c.denied = map[string]uint64{"kept": 0, "peers": 0}, 0
 	c.mustCount(t, "after")
 	c.traffic(t, 2)
 	c.mustCount(t, "after, and more traffic")

@@ -316,7 +316,7 @@ func TestAdoption(t *testing.T) {
 var harmless = []string{
 	"set added", "counter added", "vmap added", "base chain added", "chain added", "table deleted", "both tables deleted",
 	"nat chain deleted", "nat rule added", "nat rule of another kind", "nat chain flushed", "nat priority", "nat chain of type filter",
-	"nat chain not hooked", "pool added", "pool removed", "pool replaced", "pools flushed", "nat sets deleted",
+	"nat chain not hooked", "pool added", "pool removed", "pool replaced", "pools flushed", "nat sets deleted", "nat chain it leads to",
 }
 
 // TestRepair lets somebody else change the tables in all sorts of ways.

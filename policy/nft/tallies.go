@@ -9,8 +9,8 @@ import (
 	"github.com/selvage-net/selvage/policy"
 )
 
-// PolicyCounts are what the rules have let through and denied. They only grow while an
-// Enforcer lives, whatever becomes of the rules; what is about a policy or a namespace
+// PolicyCounts are what the rules have let through and denied since the Enforcer was made.
+// They only grow while it lives, whatever becomes of the rules; what is about a policy or a namespace
 // goes away with it.
 type PolicyCounts struct {
 	// Policies are sorted by namespace, name and direction.
@@ -61,8 +61,10 @@ type account struct {
 	// that is about another counter of that name.
 	born uint64
 	// before is what earlier counters of that name have counted, last what this one
-	// had when it was last read.
-	before, last Count
+	// had when it was last read, and found what it had when it was found.
+	before, last, found Count
+	// adopted says that it was there already, and has not been read since.
+	adopted bool
 }
 
 func newTallies(opts Options) *tallies {
@@ -96,27 +98,33 @@ func (t *tallies) bear(f policy.Family, name string, info func(name string) (pol
 		t.live[f][name] = a
 	}
 	a.born = t.births
-	a.before.Add(a.last)
-	a.last = Count{}
+	a.before, a.last, a.found, a.adopted = a.count(), Count{}, Count{}, false
 }
 
-// adopt makes the counters live that are found as they should be, with what they have
-// counted, and gives those up that are neither there nor should be.
+// adopt makes the counters live that are found as they should be, and gives those up
+// that are neither there nor should be. What was counted before the first reading
+// belongs to an agent before: with it a total would begin somewhere between nothing and
+// what that one had told last, since what was deleted is not known any more, and
+// Prometheus would take all of it for new.
 func (t *tallies) adopt(actual, desired *policy.Ruleset, info func(name string) (policy.CounterInfo, bool)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.births++
 	for i := range desired.Tables {
 		f := desired.Tables[i].Family
-		gone := maps.Clone(t.live[f])
+		gone, fresh := maps.Clone(t.live[f]), map[string]bool{}
 		for _, counter := range desired.Tables[i].Counters {
 			delete(gone, counter.Name)
 			if t.live[f][counter.Name] == nil {
 				t.bear(f, counter.Name, info)
+				fresh[counter.Name] = true
 			}
 		}
 		for _, counter := range actual.Tables[i].Counters {
 			delete(gone, counter.Name)
+			if fresh[counter.Name] {
+				t.live[f][counter.Name].adopted = true
+			}
 		}
 		for name := range gone {
 			t.retire(f, name, Count{})
@@ -153,8 +161,11 @@ func (t *tallies) retire(f policy.Family, name string, n Count) {
 // read takes in what the counter has. Less than before means that somebody has reset
 // it, or that it is gone.
 func (a *account) read(n Count) {
-	if n.Packets < a.last.Packets {
-		a.before.Add(a.last)
+	switch {
+	case a.adopted:
+		a.adopted, a.found = false, n
+	case n.Packets < a.last.Packets:
+		a.before, a.found = a.count(), Count{}
 	}
 	a.last = n
 }
@@ -162,7 +173,7 @@ func (a *account) read(n Count) {
 func (a *account) count() Count {
 	n := a.before
 	n.Add(a.last)
-	return n
+	return Count{Packets: n.Packets - a.found.Packets, Bytes: n.Bytes - a.found.Bytes}
 }
 
 // forget drops the totals of policies and namespaces that are no more.

@@ -109,8 +109,24 @@ func TestTalliesOnlyGrow(t *testing.T) {
 	})
 }
 
-// TestTalliesAdopt: counters that are found go on, those that are neither there nor
-// should be are given up, and none is counted twice.
+// TestTalliesTakeNothingForAnother: what was read of a counter is not taken for what a
+// later one of the same name has.
+func TestTalliesTakeNothingForAnother(t *testing.T) {
+	tallies := newTallies(Options{})
+	info := func(string) (policy.CounterInfo, bool) { return policy.CounterInfo{Denied: true}, true }
+	add := &policy.Change{}
+	add.Tables[policy.IPv4].AddCounters = []policy.Counter{{Name: "a"}}
+	tallies.add(add, info)
+	births, read := tallies.begin(), familyCounts{{"a": {Packets: 5}}}
+	tallies.del(&familyCounts{{"a": {Packets: 6}}})
+	tallies.add(add, info)
+	if got := tallies.end(births, &read).Denied[0].Packets; got != 6 {
+		t.Errorf("%d packets rather than 6", got)
+	}
+}
+
+// TestTalliesAdopt: counters that are found count from then on, those that are neither
+// there nor should be are given up, and none is counted twice.
 func TestTalliesAdopt(t *testing.T) {
 	tallies := newTallies(Options{})
 	info := func(name string) (policy.CounterInfo, bool) {
@@ -133,22 +149,22 @@ func TestTalliesAdopt(t *testing.T) {
 		return fmt.Sprint(out)
 	}
 	tallies.adopt(table("a", "b", "stale"), table("a", "b", "new"), info)
-	if got := counts(map[string]Count{"a": {Packets: 5}, "b": {Packets: 7}, "stale": {Packets: 9}}); got != "[a 5 b 7 new 0]" {
+	if got := counts(map[string]Count{"a": {Packets: 5}, "b": {Packets: 7}, "stale": {Packets: 9}}); got != "[a 0 b 0 new 0]" {
 		t.Errorf("at first: %s", got)
 	}
 	tallies.adopt(table("a"), table("a"), info)
-	if got := counts(map[string]Count{"a": {Packets: 6}}); got != "[a 6 b 7 new 0]" {
+	if got := counts(map[string]Count{"a": {Packets: 6}}); got != "[a 1 b 0 new 0]" {
 		t.Errorf("two are gone: %s", got)
 	}
 	tallies.adopt(table("a"), table("a", "b"), info)
-	if got := counts(map[string]Count{"a": {Packets: 6}, "b": {Packets: 1}}); got != "[a 6 b 8 new 0]" {
+	if got := counts(map[string]Count{"a": {Packets: 6}, "b": {Packets: 1}}); got != "[a 1 b 1 new 0]" {
 		t.Errorf("one is back: %s", got)
 	}
 	if _, ok := tallies.info("new"); ok {
 		t.Error("what is gone is still known")
 	}
 	tallies.forget(func(ref policy.PolicyRef) bool { return ref.Name == "a" }, func(string) bool { return true })
-	if got := counts(map[string]Count{"a": {Packets: 6}}); got != "[a 6 b 1]" {
+	if got := counts(map[string]Count{"a": {Packets: 6}}); got != "[a 1 b 1]" {
 		t.Errorf("a policy is gone: %s", got)
 	}
 }
