@@ -82,16 +82,16 @@ func (e *edge) address(t *testing.T) {
 	for ns, script := range map[*namespace]string{
 		e.pod: `
 			ip address add 10.1.0.2/24 dev eth0
-			ip address add fd00:1::2/64 dev eth0
+			ip address add fd00:1::2/64 dev eth0 nodad
 			ip link set eth0 up
 			ip route add default via 10.1.0.1
 			ip route add default via fd00:1::1`,
 		e.router: `
 			sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 			ip address add 10.1.0.1/24 dev pod0
-			ip address add fd00:1::1/64 dev pod0
+			ip address add fd00:1::1/64 dev pod0 nodad
 			ip address add 192.0.2.1/24 dev up0
-			ip address add 2001:db8::1/64 dev up0
+			ip address add 2001:db8::1/64 dev up0 nodad
 			ip link set pod0 up
 			ip link set up0 up
 			ip route add default via 192.0.2.2
@@ -99,9 +99,9 @@ func (e *edge) address(t *testing.T) {
 		e.outside: `
 			ip link set lo up
 			ip address add 192.0.2.2/24 dev eth0
-			ip address add 2001:db8::2/64 dev eth0
+			ip address add 2001:db8::2/64 dev eth0 nodad
 			for a in 10.9.0.9/32 198.51.100.9/32; do ip address add $a dev lo; done
-			for a in fd00:9::9/128 2001:db8:51::9/128; do ip address add $a dev lo; done
+			for a in fd00:9::9/128 2001:db8:51::9/128; do ip address add $a dev lo nodad; done
 			ip link set eth0 up
 			ip route add 10.1.0.0/24 via 192.0.2.1
 			ip route add fd00:1::/64 via 2001:db8::1`,

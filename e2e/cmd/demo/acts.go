@@ -11,7 +11,7 @@ type act struct {
 }
 
 // acts are about the bandwidth of the pod admin on node-b, which talks with stats on
-// node-a, and about pools of addresses.
+// node-a, about pools of addresses, and about what agents can be asked.
 func acts() []act {
 	return []act{{
 		title: "Bandwidth",
@@ -46,6 +46,11 @@ func acts() []act {
 		title: "What selvage pools shows",
 		about: "The same binary reads the same manifests, and needs no privileges for that.",
 		run:   (*cluster).showPools,
+	}, {
+		title: "A drop that is named, explained and mended",
+		about: "admin is meant to be open to app=web of the shop, but that is mistyped in the policy admin-web.\n" +
+			"The commands run on node-b and ask its agent.",
+		run: (*cluster).explainDrop,
 	}}
 }
 

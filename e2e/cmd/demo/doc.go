@@ -10,7 +10,8 @@
 // Two acts about bandwidth follow: a pod is held to what its annotations say, and
 // that changes while a transfer is under way. What arrives is measured. Then come
 // pools of addresses: what leaves them gets the node's address, a policy names one as
-// a peer, and `selvage pools` shows how much of them is in use.
+// a peer, and `selvage pools` shows how much of them is in use. In the end a mistake in
+// a policy is found: by `selvage drops`, `selvage explain` and `selvage status`.
 //
 // It needs root, and leaves nothing behind.
 package main

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
+	"github.com/selvage-net/selvage/e2e/answers"
 	"github.com/selvage-net/selvage/e2e/world"
 	"github.com/selvage-net/selvage/informer"
 	"github.com/selvage-net/selvage/policy"
@@ -94,22 +96,27 @@ func (c *cluster) change(ctx context.Context, s *step) error {
 	if len(s.add)+len(s.remove) == 0 {
 		return nil
 	}
-	want := make([]int, len(c.agents))
-	for i, a := range c.agents {
-		n, err := a.Programmed(ctx)
+	return c.await(ctx, len(s.add)+len(s.remove), func() error {
+		return errors.Join(c.write(s.add...), c.remove(s.remove...))
+	})
+}
+
+// await does something that means some events, and waits until all agents have them
+// enforced.
+func (c *cluster) await(ctx context.Context, events int, do func() error) error {
+	want := make([]int, len(c.nodes))
+	for i, n := range c.nodes {
+		before, err := answers.Programmed(ctx, n)
 		if err != nil {
 			return err
 		}
-		want[i] = n + len(s.add) + len(s.remove)
+		want[i] = before + events
 	}
-	if err := c.write(s.add...); err != nil {
+	if err := do(); err != nil {
 		return err
 	}
-	if err := c.remove(s.remove...); err != nil {
-		return err
-	}
-	for i, a := range c.agents {
-		if err := a.WaitProgrammed(ctx, want[i]); err != nil {
+	for i, n := range c.nodes {
+		if err := answers.WaitProgrammed(ctx, n, want[i]); err != nil {
 			return err
 		}
 	}
