@@ -137,22 +137,6 @@ func (a *Agent) WaitReady(ctx context.Context) error {
 	return a.until(ctx, "ready", "/readyz", func(status int, _ string) bool { return status == http.StatusOK })
 }
 
-// Programmed counts the events that the kernel enforces by now.
-func (a *Agent) Programmed(ctx context.Context) (int, error) {
-	_, body, err := a.get(ctx, "/metrics")
-	if err != nil {
-		return 0, fmt.Errorf("metrics of the agent of %s: %w", a.Node.Name, err)
-	}
-	return metric(body, "selvage_policy_programming_duration_seconds_count"), nil
-}
-
-// WaitProgrammed waits until n events are enforced.
-func (a *Agent) WaitProgrammed(ctx context.Context, n int) error {
-	return a.until(ctx, "done with the change", "/metrics", func(_ int, body string) bool {
-		return metric(body, "selvage_policy_programming_duration_seconds_count") >= n && metric(body, "selvage_in_sync") == 1
-	})
-}
-
 // WaitMetric waits until a metric, with the labels as they are written, has a value.
 func (a *Agent) WaitMetric(ctx context.Context, series string, value int) error {
 	return a.until(ctx, fmt.Sprintf("at %s %d", series, value), "/metrics", func(_ int, body string) bool {
