@@ -141,7 +141,8 @@ func othersFlags() []string {
 	return []string{
 		"allocate-node-cidrs", "cluster-cidr", "runtime-config", // of Kubernetes
 		"disable-network-policy", "flannel-cni-conf", // of k3s
-		"ip-masq",                                                            // of flanneld
+		"ip-masq",           // of flanneld
+		"help", "no-kernel", // of the other commands
 		"run-router", "run-firewall", "use-nftables-for-netpol", "fail-open", // of other policy engines
 	}
 }

@@ -225,7 +225,7 @@ func TestVersion(t *testing.T) {
 		t.Errorf("the chart is %s for %s, want the same version", c.Metadata.Version, c.Metadata.AppVersion)
 	}
 	want := "ghcr.io/selvage-net/selvage:" + c.Metadata.AppVersion
-	for _, dir := range []string{"base", "overlays/flannel", "overlays/debug", "overlays/pod-namespaces", "cleanup"} {
+	for _, dir := range []string{"base", "overlays/flannel", "overlays/debug", "overlays/observe", "overlays/pod-namespaces", "cleanup"} {
 		for name, o := range kustomize(t, dir) {
 			d, ok := o.(*appsv1.DaemonSet)
 			if !ok {

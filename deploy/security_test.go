@@ -18,6 +18,7 @@ func every(t *testing.T) map[string]objects {
 		"base":             kustomize(t, "base"),
 		"overlays/flannel": kustomize(t, "overlays/flannel"),
 		"overlays/debug":   kustomize(t, "overlays/debug"),
+		"overlays/observe": kustomize(t, "overlays/observe"),
 		"cleanup":          kustomize(t, "cleanup"),
 		"chart":            mustHelm(t, everything),
 

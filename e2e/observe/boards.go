@@ -107,8 +107,8 @@ func deref[T any](p *T) T {
 // Variables are values of a dashboard's variables, Grafana's own among them.
 type Variables map[string]string
 
-// with returns these and more, which go first.
-func (v Variables) with(more Variables) Variables {
+// With returns these and more, which go first.
+func (v Variables) With(more Variables) Variables {
 	all := maps.Clone(v)
 	maps.Copy(all, more)
 	return all

@@ -60,7 +60,7 @@ type drawnBar struct {
 func (c *Client) Draw(ctx context.Context, boards []Board, vars map[string]Variables, w Window, about string) (*Page, error) {
 	page := &Page{About: about}
 	for _, b := range boards {
-		v := vars[""].with(vars[b.File])
+		v := vars[""].With(vars[b.File])
 		d := drawnBoard{File: b.File, Title: deref(b.Title), Help: deref(b.Description), Choice: choice(b, v)}
 		for _, p := range b.Panels {
 			if p.RowPanel != nil {

@@ -134,8 +134,7 @@ func (r *run) look(ctx context.Context) error {
 	now := time.Now()
 	w := observe.Window{From: now.Add(-window), To: now, Step: time.Second}
 	for _, b := range r.boards {
-		vars := maps.Clone(variables()[""])
-		maps.Copy(vars, variables()[b.File])
+		vars := variables()[""].With(variables()[b.File])
 		for _, q := range b.Queries() {
 			a, err := r.prom.Ask(ctx, q, vars, w)
 			if err != nil {
