@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -223,18 +224,24 @@ func TestWhichPools(t *testing.T) {
 	s.become("masquerade on that node alone", append(s.bare()[:8], s.leaving()[8:]...))
 }
 
-// ours counts what passed the agent's own rule in both families.
+// ours counts what passed the agent's own rules in both families.
 func (s *stage) ours(n *world.Node) string {
 	s.t.Helper()
 	var counts []string
 	for _, f := range policy.Families {
-		text, err := n.Run(s.t.Context(), "nft", "list", "chain", f.String(), policy.TableName, "postrouting")
+		text, err := n.Run(s.t.Context(), "nft", "list", "table", f.String(), policy.TableName)
 		must(s.t, err)
-		m := regexp.MustCompile(`counter packets (\d+) .* masquerade`).FindStringSubmatch(text)
-		if m == nil {
+		rules := regexp.MustCompile(`counter packets (\d+) .* masquerade`).FindAllStringSubmatch(text, -1)
+		if len(rules) == 0 {
 			s.t.Fatalf("no rule that masquerades is in\n%s", text)
 		}
-		counts = append(counts, m[1])
+		sum := 0
+		for _, r := range rules {
+			packets, err := strconv.Atoi(r[1])
+			must(s.t, err)
+			sum += packets
+		}
+		counts = append(counts, strconv.Itoa(sum))
 	}
 	return strings.Join(counts, " ")
 }

@@ -33,7 +33,7 @@ func TestClustersAreWhatTheySay(t *testing.T) {
 		r := masquerade(c.compiler().Ruleset())
 		for _, f := range policy.Families {
 			table := r.Tables[f]
-			if len(table.Chains) != 1 || len(table.Sets) != 3 {
+			if len(table.Chains) != 2 || len(table.Sets) != 3 {
 				t.Fatalf("%s: %d chains and %d sets of %s", c, len(table.Chains), len(table.Sets), f)
 			}
 			for i, want := range []int{2*c.Nodes + 1, c.Pools, c.Pools} { // kept, masquerade, pools

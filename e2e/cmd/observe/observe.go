@@ -46,6 +46,9 @@ func (r *run) observe(ctx context.Context, tools observe.Tools) error {
 	}
 	r.checkMetrics(ctx, tools)
 	r.checks.Check("no alert fires while all is well", r.quiet(ctx))
+	if err := r.ask(ctx); err != nil {
+		return err
+	}
 	if err := r.look(ctx); err != nil {
 		return err
 	}
