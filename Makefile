@@ -129,7 +129,7 @@ e2e: e2e-build ## judge Selvage on a cluster of its own: upstream's NetworkPolic
 	bin/e2e --backend '$(BACKEND)' $(E2EFLAGS)
 
 .PHONY: observe
-observe: e2e-deps ## judge dashboards and alerts on a cluster of its own, with a real Prometheus
+observe: e2e-deps build ## judge dashboards and alerts on a cluster of its own, with a real Prometheus
 	@.ci/install chromium:chromium
 	cd e2e && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o ../bin/ ./cmd/observe
 	bin/observe

@@ -26,7 +26,7 @@ func questions() []question {
 		{[]string{"selvage", "status", "--all"}, 0, []string{"n1", "n2", "n3", "teller-to-shop", "web-from-clients"}},
 		{[]string{"selvage", "explain", "shop/client", "svc/shop/web", "80"}, 0, []string{"allowed", "web-from-clients", "n2"}},
 		{[]string{"selvage", "explain", "shop/stranger", "svc/shop/web", "80/UDP"}, 1, []string{"denied", "default-deny", "n2"}},
-		{[]string{"selvage", "explain", "shop/nobody", "svc/shop/web", "80"}, 2, []string{"shop/nobody"}},
+		{[]string{"selvage", "explain", "shop/nobody", "svc/shop/web", "80"}, 2, []string{"no pod nobody in shop"}},
 		{[]string{"selvage", "drops", "--all", "-n", "shop", "-o", "json"}, 0, []string{`"stranger"`, `"default-deny"`}},
 		{[]string{"selvage", "pools"}, 0, []string{"n1", "n2", "n3"}},
 		// As a plugin.
@@ -42,7 +42,7 @@ func (r *run) ask(ctx context.Context) error {
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
 		return err
 	}
-	binary := r.set.Binary("selvage")
+	binary := filepath.Join(r.o.repo, "bin", "selvage") // of `make build`
 	for name, to := range map[string]string{"selvage": binary, "kubectl-selvage": binary, "kubectl": r.set.Binary("kubectl")} {
 		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
 			return err
